@@ -1,0 +1,1 @@
+//! Partition workers: read the log, decode, fan out, commit.

@@ -1,0 +1,1 @@
+//! Devices in: MQTT, HTTP ingest, admission.

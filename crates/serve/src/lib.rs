@@ -1,0 +1,1 @@
+//! REST, WebSocket, SQL over HTTP, the PostgreSQL protocol, metrics.

@@ -1,0 +1,1 @@
+//! Simulated worlds (city, market, load) as clients of the real protocols.

@@ -1,0 +1,13 @@
+//! What Catchment keeps behind the log, and how it is read: snapshot, live, history, rollups, registry.
+//!
+//! - [`shard`]: the memory of one partition: latest values, open rollup states, rows that are not in files yet.
+//! - [`history`]: the Delta tables on disk, and queries over memory and files as one table.
+//! - [`live`]: push of readings to subscribers.
+//! - [`registry`]: devices, decoders and tokens.
+
+pub mod delta;
+pub mod history;
+pub mod live;
+pub mod registry;
+pub mod shard;
+pub mod tables;

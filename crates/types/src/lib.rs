@@ -1,0 +1,16 @@
+//! The words of Catchment, shared by every crate: *event*, *reading*, *reject*, *device*, *partition*, *offset*.
+//!
+//! Nothing here does I/O. Units: every time is a [`Timestamp`], microseconds since the Unix epoch, UTC.
+
+mod event;
+mod names;
+mod reading;
+mod time;
+
+pub use event::{Event, EventBatch, EventBatchBuilder, EventBatchIter, EventTooLarge};
+pub use names::{
+    BadName, DEFAULT_REALM, DEVICE_ID_BYTES_MAX, Offset, PartitionId, TYPE_BYTES_MAX, check_device_id,
+    check_event_type, partition_of,
+};
+pub use reading::{Reading, RejectReason, Value};
+pub use time::Timestamp;
