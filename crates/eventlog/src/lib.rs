@@ -41,7 +41,12 @@ pub trait EventLog: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`LogError::Closed`] when the log was closed while waiting; I/O errors.
-    async fn read(&self, partition: PartitionId, from: Offset, bytes_max: usize) -> Result<ReadBatch, LogError>;
+    async fn read(
+        &self,
+        partition: PartitionId,
+        from: Offset,
+        bytes_max: usize,
+    ) -> Result<ReadBatch, LogError>;
 
     /// The offsets that are kept: from the oldest up to, but not including, the next that will be durable.
     fn range(&self, partition: PartitionId) -> Range<Offset>;
@@ -136,7 +141,9 @@ pub enum LogError {
     #[error("the event log is closed")]
     Closed,
     /// The device failed; whether the batch is kept is unknown. The partition refuses work until a restart.
-    #[error("the event log failed at {path}: {message}; whether the last events are kept shows after a restart")]
+    #[error(
+        "the event log failed at {path}: {message}; whether the last events are kept shows after a restart"
+    )]
     Failed {
         /// File or folder.
         path: PathBuf,
