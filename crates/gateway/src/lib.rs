@@ -1,1 +1,25 @@
-//! Devices in: MQTT, HTTP ingest, admission.
+//! Devices in: the MQTT broker and HTTP ingest.
+//!
+//! The gateway turns publishes and requests into events, hands them to the event log, and acknowledges them once the log
+//! says that they are durable: a PUBACK, PUBREC or 200 means "in the log", and nothing less does. It knows the log and
+//! [`Admission`], and nothing of what is behind them.
+//!
+//! Start at [`Gateway`]. `mqtt/handshake.rs` is the life of a connection, `mqtt/connection.rs` its loop,
+//! `mqtt/inbound.rs` the hot path, `http/mod.rs` HTTP ingest.
+
+mod admission;
+mod config;
+mod gateway;
+mod http;
+mod ingest;
+mod metrics;
+mod mqtt;
+mod route;
+mod ws;
+
+pub use admission::{Admission, AdmitAll, Credentials, Denied, Principal, Role};
+pub use config::{ConfigError, GatewayConfig, HttpConfig, MqttConfig};
+pub use gateway::{Gateway, NotATopic};
+pub use metrics::GatewayMetrics;
+pub use mqtt::QoS;
+pub use route::{BadRoute, RouteRule};

@@ -1,0 +1,225 @@
+//! What an operator can set: the sections `gateway.mqtt` and `gateway.http`, and the routes.
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::mqtt::TopicLimits;
+use crate::route::{BadRoute, RouteRule, Routes};
+
+/// Everything about taking devices in. Every field has a default.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GatewayConfig {
+    /// Which topics are events, the first that fits. Other topics are brokered and not kept.
+    pub routes: Vec<RouteRule>,
+    /// Longest time, in seconds, that a stop waits for connections to settle what they have on its way to the log.
+    pub drain_s_max: u64,
+    /// MQTT.
+    pub mqtt: MqttConfig,
+    /// HTTP ingest.
+    pub http: HttpConfig,
+}
+
+/// MQTT limits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MqttConfig {
+    /// Connections at one time; further ones are closed at once.
+    pub connections_max: usize,
+    /// Sessions kept in memory, connected or not.
+    pub sessions_max: usize,
+    /// Seconds that a new connection has to send CONNECT.
+    pub connect_s_max: u64,
+    /// Longest keep-alive, in seconds, and the one for clients that ask for none; 0: as they wish.
+    pub keep_alive_s_max: u16,
+    /// Longest time, in seconds, that a session outlives its connection.
+    pub session_expiry_s_max: u32,
+    /// Largest packet, in bytes, with its header.
+    pub packet_bytes_max: usize,
+    /// Longest client id, in bytes.
+    pub client_id_bytes_max: usize,
+    /// Longest topic or filter, in bytes.
+    pub topic_bytes_max: usize,
+    /// Most levels of a topic or filter.
+    pub topic_levels_max: usize,
+    /// Topic aliases that a 5.0 client may use.
+    pub topic_aliases_max: u16,
+    /// Messages of QoS 1 and 2 that a 5.0 client may have unacknowledged (receive maximum).
+    pub receive_maximum: u16,
+    /// Events of one connection that may be on their way to the log; over it the connection is not read.
+    pub inflight_events_max: usize,
+    /// Encoded bytes of these events.
+    pub inflight_bytes_max: usize,
+    /// Filters of one client.
+    pub subscriptions_per_client_max: usize,
+    /// Messages of QoS 1 and 2 that may be on their way to one client.
+    pub outgoing_messages_max: u16,
+    /// Messages that may wait for one client.
+    pub session_queue_messages_max: usize,
+    /// Bytes of these messages.
+    pub session_queue_bytes_max: usize,
+    /// Retained messages.
+    pub retained_messages_max: usize,
+    /// Bytes of these messages.
+    pub retained_bytes_max: usize,
+}
+
+/// HTTP ingest limits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HttpConfig {
+    /// Largest request body as sent, in bytes.
+    pub body_bytes_max: usize,
+    /// Largest request body after decompression, in bytes.
+    pub decompressed_bytes_max: usize,
+    /// Most events in one request.
+    pub events_max: usize,
+    /// Largest event, in bytes.
+    pub event_bytes_max: usize,
+    /// Bytes of bodies that all requests together may hold in memory; over it requests are told to come again.
+    pub buffered_bytes_max: usize,
+    /// Seconds that a request waits for the log before it is told to come again.
+    pub durable_s_max: u64,
+}
+
+impl Default for GatewayConfig {
+    fn default() -> Self {
+        Self {
+            routes: vec![RouteRule::default()],
+            drain_s_max: 5,
+            mqtt: MqttConfig::default(),
+            http: HttpConfig::default(),
+        }
+    }
+}
+
+impl Default for MqttConfig {
+    fn default() -> Self {
+        Self {
+            connections_max: 10_000,
+            sessions_max: 100_000,
+            connect_s_max: 10,
+            keep_alive_s_max: 0,
+            session_expiry_s_max: 86_400,
+            packet_bytes_max: 1 << 20,
+            client_id_bytes_max: 256,
+            topic_bytes_max: 1024,
+            topic_levels_max: 32,
+            topic_aliases_max: 64,
+            receive_maximum: 1024,
+            inflight_events_max: 8192,
+            inflight_bytes_max: 4 << 20,
+            subscriptions_per_client_max: 1000,
+            outgoing_messages_max: 128,
+            session_queue_messages_max: 1000,
+            session_queue_bytes_max: 4 << 20,
+            retained_messages_max: 100_000,
+            retained_bytes_max: 64 << 20,
+        }
+    }
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        Self {
+            body_bytes_max: 8 << 20,
+            decompressed_bytes_max: 32 << 20,
+            events_max: 10_000,
+            event_bytes_max: 1 << 20,
+            buffered_bytes_max: 256 << 20,
+            durable_s_max: 10,
+        }
+    }
+}
+
+/// A configuration that cannot work.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum ConfigError {
+    /// A limit that lets nothing through, or more than the protocol has.
+    #[error("gateway.{field} is {value}; it must be from {min} to {max}")]
+    OutOfRange {
+        /// Which field.
+        field: &'static str,
+        /// What it is.
+        value: u64,
+        /// Least value.
+        min: u64,
+        /// Greatest value.
+        max: u64,
+    },
+    /// A route that is not one.
+    #[error("gateway.routes: {0}")]
+    Route(#[from] BadRoute),
+}
+
+impl GatewayConfig {
+    /// Checks everything that serde cannot.
+    ///
+    /// # Errors
+    /// Names the field and what it may be.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        self.routes().map(|_| ())
+    }
+
+    pub(crate) fn routes(&self) -> Result<Routes, ConfigError> {
+        const MIB: u64 = 1 << 20;
+        let (mqtt, http) = (&self.mqtt, &self.http);
+        let fields = [
+            ("mqtt.connections_max", mqtt.connections_max as u64, 1, 10_000_000),
+            ("mqtt.sessions_max", mqtt.sessions_max as u64, 1, 100_000_000),
+            ("mqtt.connect_s_max", mqtt.connect_s_max, 1, 3600),
+            ("mqtt.packet_bytes_max", mqtt.packet_bytes_max as u64, 256, 256 * MIB),
+            ("mqtt.client_id_bytes_max", mqtt.client_id_bytes_max as u64, 23, 65_535),
+            ("mqtt.topic_bytes_max", mqtt.topic_bytes_max as u64, 16, 65_535),
+            ("mqtt.topic_levels_max", mqtt.topic_levels_max as u64, 3, 128),
+            ("mqtt.receive_maximum", mqtt.receive_maximum.into(), 1, 65_535),
+            ("mqtt.inflight_events_max", mqtt.inflight_events_max as u64, 1, 1 << 20),
+            ("mqtt.inflight_bytes_max", mqtt.inflight_bytes_max as u64, 1, 1024 * MIB),
+            ("mqtt.outgoing_messages_max", mqtt.outgoing_messages_max.into(), 1, 16_384),
+            ("mqtt.session_queue_messages_max", mqtt.session_queue_messages_max as u64, 1, 1 << 30),
+            ("mqtt.session_queue_bytes_max", mqtt.session_queue_bytes_max as u64, 1, 1 << 40),
+            ("http.body_bytes_max", http.body_bytes_max as u64, 1, 1024 * MIB),
+            ("http.decompressed_bytes_max", http.decompressed_bytes_max as u64, 1, 1024 * MIB),
+            ("http.events_max", http.events_max as u64, 1, 10_000_000),
+            ("http.event_bytes_max", http.event_bytes_max as u64, 1, 256 * MIB),
+            (
+                "http.buffered_bytes_max",
+                http.buffered_bytes_max as u64,
+                // Everything is in memory twice while it is encoded.
+                2 * (http.body_bytes_max as u64 + http.decompressed_bytes_max as u64),
+                1 << 40,
+            ),
+            ("http.durable_s_max", http.durable_s_max, 1, 3600),
+        ];
+        for (field, value, min, max) in fields {
+            if !(min..=max).contains(&value) {
+                return Err(ConfigError::OutOfRange { field, value, min, max });
+            }
+        }
+        Ok(Routes::new(&self.routes)?)
+    }
+}
+
+impl MqttConfig {
+    pub(crate) fn topic_limits(&self) -> TopicLimits {
+        TopicLimits { bytes_max: self.topic_bytes_max, levels_max: self.topic_levels_max }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_sound_and_unknown_fields_are_refused() {
+        assert_eq!(GatewayConfig::default().check(), Ok(()));
+        let read = |text| serde_json::from_str::<GatewayConfig>(text);
+        assert_eq!(read("{}").unwrap(), GatewayConfig::default());
+        assert!(
+            read(r#"{"mqtt": {"connection_max": 1}}"#).unwrap_err().to_string().contains("connection_max")
+        );
+        let config = read(r#"{"mqtt": {"receive_maximum": 0}}"#).unwrap();
+        let error = config.check().unwrap_err().to_string();
+        assert_eq!(error, "gateway.mqtt.receive_maximum is 0; it must be from 1 to 65535");
+    }
+}

@@ -1,0 +1,289 @@
+//! The gateway as the composition root sees it, and what all connections share.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use catchment_eventlog::EventLog;
+use catchment_types::{Event, PartitionId, Timestamp, partition_of};
+use parking_lot::{Mutex, RwLock};
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::admission::{Admission, Principal};
+use crate::config::{ConfigError, GatewayConfig};
+use crate::http::BODY_PERMIT_BYTES;
+use crate::ingest::Batches;
+use crate::metrics::GatewayMetrics;
+use crate::mqtt::{
+    self, Broker, Message, Pool, PublishProperties, QoS, SERVER, SHUT_DOWN, Signal, TopicLimits, Will,
+};
+use crate::route::Routes;
+
+/// How often sessions and delayed wills are looked after.
+const SWEEP_EVERY: Duration = Duration::from_millis(250);
+/// How often expired retained messages are dropped, in sweeps.
+const RETAINED_SWEEPS: u32 = 240;
+/// Rest after an error of `accept`, which mostly is a lack of file descriptors.
+const ACCEPT_REST: Duration = Duration::from_millis(50);
+
+/// MQTT broker and HTTP ingest in front of an event log.
+pub struct Gateway {
+    pub(crate) config: GatewayConfig,
+    pub(crate) log: Arc<dyn EventLog>,
+    pub(crate) admission: Arc<dyn Admission>,
+    pub(crate) metrics: GatewayMetrics,
+    pub(crate) routes: Routes,
+    pub(crate) topic_limits: TopicLimits,
+    pub(crate) pool: Pool,
+    /// Memory for HTTP bodies, in permits of [`BODY_PERMIT_BYTES`].
+    pub(crate) http_memory: Arc<Semaphore>,
+    brokers: RwLock<HashMap<Arc<str>, Arc<Broker>>>,
+    connections: Mutex<Connections>,
+}
+
+/// All connections, so that a stop reaches them.
+#[derive(Debug, Default)]
+struct Connections {
+    next_id: u64,
+    signals: HashMap<u64, Arc<Signal>>,
+    shut_down: bool,
+}
+
+/// A topic that messages cannot be published to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("the topic is empty, has a wildcard, or has too many bytes or levels")]
+pub struct NotATopic;
+
+impl fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gateway").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl Gateway {
+    /// A gateway in front of `log`. Must be called within a Tokio runtime: a task looks after sessions until the gateway
+    /// is dropped.
+    ///
+    /// # Errors
+    /// When the configuration cannot work; see [`GatewayConfig::check`].
+    pub fn new(
+        config: GatewayConfig,
+        log: Arc<dyn EventLog>,
+        admission: Arc<dyn Admission>,
+        metrics: GatewayMetrics,
+    ) -> Result<Arc<Self>, ConfigError> {
+        let routes = config.routes()?;
+        let http_permits = config.http.buffered_bytes_max / BODY_PERMIT_BYTES;
+        let gateway = Arc::new(Self {
+            topic_limits: config.mqtt.topic_limits(),
+            pool: Pool::new(log.partitions()),
+            http_memory: Arc::new(Semaphore::new(http_permits.clamp(1, Semaphore::MAX_PERMITS))),
+            config,
+            log,
+            admission,
+            metrics,
+            routes,
+            brokers: RwLock::default(),
+            connections: Mutex::default(),
+        });
+        tokio::spawn(sweep(Arc::downgrade(&gateway)));
+        Ok(gateway)
+    }
+
+    /// Accepts MQTT connections until `shutdown`; then ends all of the gateway's connections, waits for what they have on
+    /// its way to the log, and acknowledges it. Bounded by the configuration's `drain_s_max`. Stop the gateway before
+    /// the log.
+    ///
+    /// # Errors
+    /// None after the listener is bound; accept errors are logged and retried.
+    pub async fn serve_mqtt(
+        self: &Arc<Self>,
+        listener: TcpListener,
+        shutdown: CancellationToken,
+    ) -> io::Result<()> {
+        let mut tasks = JoinSet::new();
+        loop {
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => break,
+                Some(_) = tasks.join_next(), if !tasks.is_empty() => {}
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, remote)) => {
+                        // Acknowledgements are small and must not wait. A socket that is already gone shows later.
+                        let _ = stream.set_nodelay(true);
+                        let gateway = Arc::clone(self);
+                        tasks.spawn(async move { gateway.serve_stream(stream, Some(remote)).await });
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot accept MQTT connections; is the limit of open files reached?");
+                        tokio::time::sleep(ACCEPT_REST).await;
+                    }
+                },
+            }
+        }
+        drop(listener);
+        self.disconnect_all();
+        let drained = async { while tasks.join_next().await.is_some() {} };
+        let limit = Duration::from_secs(self.config.drain_s_max);
+        if tokio::time::timeout(limit, drained).await.is_err() {
+            tracing::warn!(connections = tasks.len(), "connections did not end in time and are cut");
+            tasks.shutdown().await;
+        }
+        Ok(())
+    }
+
+    /// Serves MQTT on one connection, of whatever transport, until it ends.
+    pub async fn serve_stream<S>(self: &Arc<Self>, stream: S, remote: Option<SocketAddr>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        match self.register() {
+            Some(registered) => Box::pin(mqtt::serve(Arc::clone(self), stream, remote, registered)).await,
+            None => GatewayMetrics::count(&self.metrics.connections_refused, "connections_max"),
+        }
+    }
+
+    /// Tells every connection that the server stops; new ones are not let in any more. [`Gateway::serve_mqtt`] does this.
+    pub fn disconnect_all(&self) {
+        let mut connections = self.connections.lock();
+        connections.shut_down = true;
+        connections.signals.values().for_each(|signal| signal.raise(SHUT_DOWN));
+    }
+
+    /// Publishes a message of the server's own to the subscribers of a realm. It does not become an event.
+    ///
+    /// # Errors
+    /// When `topic` is not one.
+    pub fn publish(
+        &self,
+        realm: &str,
+        topic: &str,
+        payload: &[u8],
+        qos: QoS,
+        retain: bool,
+    ) -> Result<(), NotATopic> {
+        if !self.topic_limits.is_topic(topic) || topic.contains('\0') {
+            return Err(NotATopic);
+        }
+        let properties = PublishProperties::default();
+        let message = Arc::new(Message::new(topic, &properties, payload, qos, retain, SERVER));
+        self.broker(realm).publish(topic, &message);
+        Ok(())
+    }
+
+    /// The broker of a realm, made when it is first needed. Realms come from admission, not from clients.
+    pub(crate) fn broker(&self, realm: &str) -> Arc<Broker> {
+        if let Some(broker) = self.brokers.read().get(realm) {
+            return Arc::clone(broker);
+        }
+        let mut brokers = self.brokers.write();
+        let broker = brokers
+            .entry(realm.into())
+            .or_insert_with(|| Arc::new(Broker::new(realm, &self.config.mqtt, self.metrics.clone())));
+        Arc::clone(broker)
+    }
+
+    pub(crate) fn partition(&self, realm: &str, device_id: &str) -> PartitionId {
+        partition_of(realm, device_id, self.log.partitions())
+    }
+
+    /// Whether a message of this topic would be taken from `principal`.
+    pub(crate) fn may_publish(&self, principal: &Principal, topic: &str) -> bool {
+        match self.routes.find(topic) {
+            Ok(routed) => self.admission.may_publish(principal, topic, routed.map(|routed| routed.device_id)),
+            Err(_) => false,
+        }
+    }
+
+    /// Publishes a will like any message of the client: into the log, if its topic leads there, and to subscribers.
+    pub(crate) async fn publish_will(&self, realm: &str, will: &Will) {
+        let broker = self.broker(realm);
+        if let Ok(Some(routed)) = self.routes.find(&will.topic) {
+            let event = Event {
+                realm,
+                device_id: routed.device_id,
+                event_type: routed.event_type,
+                topic: &will.topic,
+                received_at: Timestamp::now(),
+                content_type: &will.content_type,
+                payload: &will.payload,
+            };
+            let mut batches = Batches::new(self.log.partitions());
+            if batches.push(self.partition(realm, routed.device_id), &event).is_ok() {
+                let refused = |error| tracing::warn!(%error, topic = &*will.topic, "a will was not kept");
+                batches.submit(&*self.log, |submitted| submitted.map(drop).unwrap_or_else(refused)).await;
+            }
+        }
+        broker.publish(&will.topic, &will.message(SERVER));
+    }
+
+    fn register(self: &Arc<Self>) -> Option<Registered> {
+        let connections = &mut *self.connections.lock();
+        if connections.shut_down || connections.signals.len() >= self.config.mqtt.connections_max {
+            return None;
+        }
+        connections.next_id += 1;
+        let (id, signal) = (connections.next_id, Arc::new(Signal::default()));
+        connections.signals.insert(id, Arc::clone(&signal));
+        self.metrics.connections.inc();
+        Some(Registered { gateway: Arc::clone(self), id, signal })
+    }
+
+    fn sweep_retained(&self) {
+        let (mut messages, mut bytes) = (0, 0);
+        for broker in self.brokers.read().values() {
+            broker.retained.sweep();
+            let size = broker.retained.size();
+            (messages, bytes) = (messages + size.0, bytes + size.1);
+        }
+        self.metrics.retained_messages.set(i64::try_from(messages).unwrap_or(i64::MAX));
+        self.metrics.retained_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+}
+
+/// A connection's place among those that exist.
+pub(crate) struct Registered {
+    gateway: Arc<Gateway>,
+    id: u64,
+    signal: Arc<Signal>,
+}
+
+impl Registered {
+    pub(crate) fn signal(&self) -> &Arc<Signal> {
+        &self.signal
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.gateway.connections.lock().signals.remove(&self.id);
+        self.gateway.metrics.connections.dec();
+    }
+}
+
+/// Ends sessions and publishes wills when their time has come.
+async fn sweep(gateway: Weak<Gateway>) {
+    let mut ticks = tokio::time::interval(SWEEP_EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    for round in 0u32.. {
+        ticks.tick().await;
+        let Some(gateway) = gateway.upgrade() else { return };
+        let brokers: Vec<_> = gateway.brokers.read().values().cloned().collect();
+        for broker in brokers {
+            for will in broker.sweep(Instant::now()) {
+                gateway.publish_will(broker.realm(), &will).await;
+            }
+        }
+        if round % RETAINED_SWEEPS == 0 {
+            gateway.sweep_retained();
+        }
+    }
+}

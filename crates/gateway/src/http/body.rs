@@ -1,0 +1,131 @@
+//! Request bodies: bounded one by one and all together, unpacked when they are compressed.
+
+use std::io::Read;
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes};
+use axum::http::{HeaderMap, StatusCode, header};
+use flate2::read::MultiGzDecoder;
+use futures::StreamExt;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::HttpError;
+use crate::gateway::Gateway;
+
+/// What one permit of the memory for bodies stands for.
+pub(crate) const BODY_PERMIT_BYTES: usize = 1024;
+/// Step in which memory is asked for while a body is unpacked.
+const UNPACK_BYTES: usize = 256 << 10;
+
+/// A body, and its share of the memory for bodies until it is dropped.
+pub(super) struct Collected {
+    bytes: Bytes,
+    _share: Share,
+}
+
+impl Collected {
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// A share of the memory for bodies.
+struct Share {
+    memory: Arc<Semaphore>,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Share {
+    /// Takes more.
+    fn grow(&mut self, bytes: usize) -> Result<(), HttpError> {
+        let busy = || {
+            HttpError::unavailable("busy", "the server has as many request bodies in memory as it may")
+                .hint("send again in a moment, or fewer requests at a time")
+        };
+        let permits = u32::try_from(bytes.div_ceil(BODY_PERMIT_BYTES)).map_err(|_| busy())?;
+        let more = Arc::clone(&self.memory).try_acquire_many_owned(permits).map_err(|_| busy())?;
+        match &mut self.permit {
+            Some(permit) => permit.merge(more),
+            None => self.permit = Some(more),
+        }
+        Ok(())
+    }
+}
+
+/// Reads a request's body, as it was before any `Content-Encoding`.
+pub(super) async fn read(gateway: &Gateway, headers: &HeaderMap, body: Body) -> Result<Collected, HttpError> {
+    let limits = &gateway.config.http;
+    let is_gzip = is_gzip(headers)?;
+    let announced = headers.get(header::CONTENT_LENGTH);
+    let announced = announced.and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    if announced.is_some_and(|length| length > limits.body_bytes_max) {
+        return Err(too_large(limits.body_bytes_max));
+    }
+    let mut share = Share { memory: Arc::clone(&gateway.http_memory), permit: None };
+    let bytes = collect(body, announced.unwrap_or(0), limits.body_bytes_max, &mut share).await?;
+    if !is_gzip {
+        return Ok(Collected { bytes, _share: share });
+    }
+    let bytes_max = limits.decompressed_bytes_max;
+    let unpacked = tokio::task::spawn_blocking(move || unpack(&bytes, bytes_max, share)).await;
+    unpacked.unwrap_or_else(|_| Err(HttpError::bad_request("gzip", "the body could not be decompressed")))
+}
+
+fn too_large(bytes_max: usize) -> HttpError {
+    HttpError::too_large(format_args!("the body is larger than {bytes_max} bytes"))
+        .hint("send fewer events at a time")
+}
+
+async fn collect(
+    body: Body,
+    announced: usize,
+    bytes_max: usize,
+    share: &mut Share,
+) -> Result<Bytes, HttpError> {
+    // The events are encoded from the body, so that it is in memory twice.
+    share.grow(2 * announced)?;
+    let mut collected = Vec::with_capacity(announced);
+    let mut chunks = body.into_data_stream();
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|_| HttpError::bad_request("body", "the body ended early"))?;
+        if collected.len() + chunk.len() > bytes_max {
+            return Err(too_large(bytes_max));
+        }
+        if collected.len() + chunk.len() > announced {
+            share.grow(2 * chunk.len())?;
+        }
+        collected.extend_from_slice(&chunk);
+    }
+    Ok(collected.into())
+}
+
+fn unpack(packed: &[u8], bytes_max: usize, mut share: Share) -> Result<Collected, HttpError> {
+    let mut unpacked = Vec::new();
+    let mut decoder = MultiGzDecoder::new(packed);
+    loop {
+        share.grow(2 * UNPACK_BYTES)?;
+        let read = decoder.by_ref().take(UNPACK_BYTES as u64).read_to_end(&mut unpacked);
+        let read = read
+            .map_err(|error| HttpError::bad_request("gzip", format_args!("the body is not gzip: {error}")))?;
+        if unpacked.len() > bytes_max {
+            let message = format_args!("the decompressed body is larger than {bytes_max} bytes");
+            return Err(HttpError::too_large(message).hint("send fewer events at a time"));
+        }
+        if read < UNPACK_BYTES {
+            return Ok(Collected { bytes: unpacked.into(), _share: share });
+        }
+    }
+}
+
+fn is_gzip(headers: &HeaderMap) -> Result<bool, HttpError> {
+    let Some(value) = headers.get(header::CONTENT_ENCODING) else { return Ok(false) };
+    match value.as_bytes().trim_ascii() {
+        b"gzip" | b"x-gzip" => Ok(true),
+        b"identity" | b"" => Ok(false),
+        _ => {
+            let message = "the body's Content-Encoding is not understood";
+            let error = HttpError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_encoding", message);
+            Err(error.hint("send it plain or as gzip"))
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! How HTTP ingest says no.
+
+use std::fmt::Display;
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use super::events::LineError;
+
+/// Seconds after which a client may try again.
+const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+
+/// The body of an error.
+#[derive(Debug, Serialize)]
+pub(crate) struct ErrorBody {
+    error: &'static str,
+    message: String,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    hint: &'static str,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<LineError>,
+}
+
+/// An error with its status.
+#[derive(Debug)]
+pub(crate) struct HttpError {
+    status: StatusCode,
+    body: ErrorBody,
+}
+
+impl ErrorBody {
+    /// `error` is for programs, `message` for people.
+    pub(crate) fn new(error: &'static str, message: impl Display) -> Self {
+        Self { error, message: message.to_string(), hint: "", errors: Vec::new() }
+    }
+
+    /// What to do about it.
+    pub(crate) fn hint(mut self, hint: &'static str) -> Self {
+        self.hint = hint;
+        self
+    }
+
+    /// Gives it a status.
+    pub(crate) fn with(self, status: StatusCode) -> HttpError {
+        HttpError { status, body: self }
+    }
+}
+
+impl HttpError {
+    pub(super) fn new(status: StatusCode, error: &'static str, message: impl Display) -> Self {
+        ErrorBody::new(error, message).with(status)
+    }
+
+    pub(super) fn bad_request(error: &'static str, message: impl Display) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, error, message)
+    }
+
+    pub(super) fn too_large(message: impl Display) -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message)
+    }
+
+    pub(super) fn unavailable(error: &'static str, message: impl Display) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, error, message)
+    }
+
+    pub(super) fn unauthorized(message: impl Display) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "unauthorized", message)
+            .hint("send the header Authorization: Bearer TOKEN")
+    }
+
+    pub(super) fn hint(mut self, hint: &'static str) -> Self {
+        self.body.hint = hint;
+        self
+    }
+
+    /// The lines that are at fault.
+    pub(super) fn lines(mut self, errors: Vec<LineError>) -> Self {
+        self.body.errors = errors;
+        self
+    }
+
+    /// The error's name for programs.
+    pub(super) fn code(&self) -> &'static str {
+        self.body.error
+    }
+}
+
+impl IntoResponse for HttpError {
+    fn into_response(self) -> Response {
+        let status = self.status;
+        let mut response = (status, Json(self.body)).into_response();
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+        }
+        if status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}

@@ -1,0 +1,230 @@
+//! HTTP ingest: `POST /api/v1/devices/{device_id}/events/{type}`.
+//!
+//! | body | events |
+//! | --- | --- |
+//! | JSON (`application/json`, `…+json`) | one; an array: each element one |
+//! | NDJSON (`application/x-ndjson`, `application/jsonl`) | each line one; lines that are not JSON are refused alone |
+//! | anything else | one, as it is |
+//!
+//! `Content-Encoding: gzip` is understood. 200 comes after the events are durable. A JSON body is taken as a whole or not
+//! at all. Errors are `{"error", "message", "hint"}`.
+
+mod body;
+mod error;
+mod events;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::rejection::PathRejection;
+use axum::extract::{ConnectInfo, Path, Request, State};
+use axum::http::{HeaderMap, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, post};
+use axum::{Json, Router};
+use base64::Engine;
+use catchment_eventlog::LogError;
+use catchment_types::{Timestamp, check_device_id, check_event_type};
+use serde::Serialize;
+
+pub(crate) use body::BODY_PERMIT_BYTES;
+pub(crate) use error::ErrorBody;
+use error::HttpError;
+use events::{Events, LineError, Target};
+
+use crate::admission::{Credentials, Denied, Principal};
+use crate::gateway::Gateway;
+use crate::metrics::GatewayMetrics;
+use crate::ws;
+
+impl Gateway {
+    /// The HTTP routes of the gateway: ingest, and MQTT over WebSocket at `/mqtt`. Serve them with connection information
+    /// (`into_make_service_with_connect_info::<SocketAddr>`), which admission is told.
+    pub fn router(self: &Arc<Self>) -> Router {
+        Router::new()
+            .route("/api/v1/devices/{device_id}/events/{type}", post(ingest))
+            .route("/mqtt", any(ws::upgrade))
+            .with_state(Arc::clone(self))
+    }
+}
+
+/// What a request is told that was taken.
+#[derive(Debug, Serialize)]
+struct Accepted {
+    /// Events that are durable now.
+    accepted: u64,
+    /// Lines that were refused.
+    #[serde(skip_serializing_if = "is_zero")]
+    refused: u64,
+    /// The first of them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<LineError>,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+async fn ingest(
+    State(gateway): State<Arc<Gateway>>,
+    path: Result<Path<(String, String)>, PathRejection>,
+    uri: Uri,
+    request: Request,
+) -> Response {
+    let taken = match path {
+        Ok(Path(names)) => take(&gateway, &names, uri.path(), request).await,
+        Err(_) => Err(HttpError::bad_request("path", "the path is not UTF-8")
+            .hint("percent-encode device id and type as UTF-8")),
+    };
+    match taken {
+        Ok(accepted) => {
+            GatewayMetrics::count(&gateway.metrics.http_requests, "accepted");
+            Json(accepted).into_response()
+        }
+        Err(error) => {
+            GatewayMetrics::count(&gateway.metrics.http_requests, error.code());
+            error.into_response()
+        }
+    }
+}
+
+async fn take(
+    gateway: &Gateway,
+    (device_id, event_type): &(String, String),
+    path: &str,
+    request: Request,
+) -> Result<Accepted, HttpError> {
+    const NAME_HINT: &str = "the path is /api/v1/devices/{device_id}/events/{type}";
+    let bad_name = |name: catchment_types::BadName| HttpError::bad_request("name", name).hint(NAME_HINT);
+    check_device_id(device_id).map_err(bad_name)?;
+    check_event_type(event_type).map_err(bad_name)?;
+    let (parts, body) = request.into_parts();
+    let remote = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
+    let principal = authenticate(gateway, &parts.headers, remote).await?;
+    let topic = format!("devices/{device_id}/{event_type}");
+    if !gateway.admission.may_publish(&principal, &topic, Some(device_id)) {
+        let message = format!("{} may not send events of device {device_id:?}", principal.name);
+        return Err(HttpError::new(StatusCode::FORBIDDEN, "forbidden", message)
+            .hint("use the device's own token, or an administrator's"));
+    }
+    let content_type = content_type(&parts.headers)?;
+    let body = body::read(gateway, &parts.headers, body).await?;
+    let target = Target {
+        realm: &principal.realm,
+        device_id,
+        event_type,
+        path,
+        received_at: Timestamp::now(),
+        event_bytes_max: gateway.config.http.event_bytes_max,
+        events_max: gateway.config.http.events_max,
+    };
+    let Events { mut batch, payload_bytes, refused, errors } =
+        events::split(&target, &content_type, body.bytes())?;
+    let accepted = u64::from(batch.len());
+    if accepted == 0 && refused > 0 {
+        return Err(HttpError::bad_request("ndjson", "no line is JSON").lines(errors));
+    }
+    if accepted > 0 {
+        let partition = gateway.partition(&principal.realm, device_id);
+        let append = async { gateway.log.submit(partition, batch.take()).await?.await };
+        let limit = Duration::from_secs(gateway.config.http.durable_s_max);
+        tokio::time::timeout(limit, append)
+            .await
+            .map_err(|_| too_slow())?
+            .map_err(|error| log_error(&error))?;
+        gateway.metrics.http_events.inc_by(accepted);
+        gateway.metrics.http_event_bytes.inc_by(payload_bytes);
+    }
+    Ok(Accepted { accepted, refused, errors })
+}
+
+fn too_slow() -> HttpError {
+    HttpError::unavailable(
+        "log_slow",
+        "the event log did not confirm the events in time; they may be kept all the same",
+    )
+    .hint("send again later; events then may be there twice")
+}
+
+fn log_error(error: &LogError) -> HttpError {
+    match error {
+        LogError::Full { .. } => {
+            HttpError::unavailable("log_full", "the event log has no room left; nothing was kept")
+                .hint("send again once the operator has made room")
+        }
+        LogError::Closed => {
+            HttpError::unavailable("shutting_down", "the server is shutting down; nothing was kept")
+                .hint("send again when it is back")
+        }
+        LogError::Failed { .. } | LogError::NoSuchPartition { .. } => {
+            tracing::error!(%error, "the event log failed");
+            HttpError::unavailable(
+                "log_failed",
+                "the event log failed; whether the events are kept is unknown",
+            )
+            .hint("send again later; the server's log tells more")
+        }
+    }
+}
+
+async fn authenticate(
+    gateway: &Gateway,
+    headers: &HeaderMap,
+    remote: Option<SocketAddr>,
+) -> Result<Principal, HttpError> {
+    let authorization = Authorization::read(headers)?;
+    let (username, password) = match &authorization {
+        Authorization::None => (None, None),
+        Authorization::Bearer(token) => (None, Some(token.as_bytes())),
+        Authorization::Basic(username, password) => (Some(username.as_str()), Some(password.as_bytes())),
+    };
+    let credentials = Credentials { client_id: "", username, password, remote };
+    gateway.admission.authenticate(credentials).await.map_err(|denied| match denied {
+        Denied::BadCredentials => HttpError::unauthorized("the credentials are missing or wrong"),
+        Denied::NotAllowed(message) => HttpError::new(StatusCode::FORBIDDEN, "forbidden", message),
+        Denied::Unavailable(message) => HttpError::unavailable("admission", message),
+    })
+}
+
+/// The header `Authorization`.
+enum Authorization {
+    None,
+    Bearer(String),
+    Basic(String, String),
+}
+
+impl Authorization {
+    fn read(headers: &HeaderMap) -> Result<Self, HttpError> {
+        let Some(value) = headers.get(header::AUTHORIZATION) else { return Ok(Self::None) };
+        let bad = || HttpError::unauthorized("the header Authorization is neither Bearer nor Basic");
+        let (scheme, rest) = value.to_str().ok().and_then(|value| value.split_once(' ')).ok_or_else(bad)?;
+        if scheme.eq_ignore_ascii_case("bearer") {
+            return Ok(Self::Bearer(rest.trim().to_owned()));
+        }
+        if !scheme.eq_ignore_ascii_case("basic") {
+            return Err(bad());
+        }
+        let decoded = base64::engine::general_purpose::STANDARD.decode(rest.trim()).ok();
+        let text = decoded.and_then(|bytes| String::from_utf8(bytes).ok()).ok_or_else(bad)?;
+        let (username, password) = text.split_once(':').ok_or_else(bad)?;
+        Ok(Self::Basic(username.to_owned(), password.to_owned()))
+    }
+}
+
+/// The media type without its parameters, in lower case; empty when there is none.
+fn content_type(headers: &HeaderMap) -> Result<String, HttpError> {
+    let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(String::new()) };
+    let unsupported =
+        |message| HttpError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message);
+    let value = value.to_str().map_err(|_| unsupported("the header Content-Type is not ASCII"))?;
+    let essence = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    if essence.len() > usize::from(u8::MAX) {
+        return Err(unsupported("the header Content-Type is too long"));
+    }
+    if essence.starts_with("multipart/") {
+        let hint = "send the event itself as the body: JSON, NDJSON, or bytes of any other type";
+        return Err(unsupported("multipart bodies are not taken").hint(hint));
+    }
+    Ok(essence)
+}

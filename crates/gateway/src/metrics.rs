@@ -1,0 +1,97 @@
+//! What the gateway counts, as Prometheus metrics named `catchment_gateway_…`.
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+/// One label.
+type Label = [(&'static str, &'static str); 1];
+
+/// Counters and gauges of a gateway. Clones share them.
+#[derive(Debug, Clone, Default)]
+pub struct GatewayMetrics {
+    pub(crate) connections: Gauge,
+    pub(crate) connections_total: Counter,
+    pub(crate) connections_refused: Family<Label, Counter>,
+    pub(crate) disconnects: Family<Label, Counter>,
+    pub(crate) sessions: Gauge,
+    pub(crate) subscriptions: Gauge,
+    pub(crate) mqtt_events: Counter,
+    pub(crate) mqtt_event_bytes: Counter,
+    pub(crate) http_events: Counter,
+    pub(crate) http_event_bytes: Counter,
+    pub(crate) http_requests: Family<Label, Counter>,
+    pub(crate) unrouted: Counter,
+    pub(crate) refused: Family<Label, Counter>,
+    pub(crate) acknowledged: Counter,
+    pub(crate) delivered: Counter,
+    pub(crate) deliveries_dropped_full: Counter,
+    pub(crate) deliveries_dropped_expired: Counter,
+    pub(crate) deliveries_dropped_too_large: Counter,
+    pub(crate) retained_messages: Gauge,
+    pub(crate) retained_bytes: Gauge,
+    pub(crate) retained_refused: Counter,
+}
+
+impl GatewayMetrics {
+    /// Registers everything. The registry adds `_total` to counters.
+    pub fn register(&self, registry: &mut Registry) {
+        let gauges = [
+            ("connections", "MQTT connections now", &self.connections),
+            ("sessions", "MQTT sessions kept, connected or not", &self.sessions),
+            ("subscriptions", "MQTT subscriptions", &self.subscriptions),
+            ("retained_messages", "Retained MQTT messages", &self.retained_messages),
+            ("retained_bytes", "Bytes of retained MQTT messages", &self.retained_bytes),
+        ];
+        let counters = [
+            ("connections_accepted", "MQTT connections that were let in", &self.connections_total),
+            ("mqtt_events", "Events handed to the log from MQTT", &self.mqtt_events),
+            ("mqtt_event_bytes", "Payload bytes of these events", &self.mqtt_event_bytes),
+            ("http_events", "Events made durable from HTTP", &self.http_events),
+            ("http_event_bytes", "Payload bytes of these events", &self.http_event_bytes),
+            ("unrouted_messages", "MQTT messages of topics that no route fits", &self.unrouted),
+            (
+                "acknowledged_messages",
+                "MQTT messages acknowledged after they were durable",
+                &self.acknowledged,
+            ),
+            ("delivered_messages", "MQTT messages sent to subscribers", &self.delivered),
+            (
+                "dropped_full",
+                "MQTT messages dropped since a subscriber's queue was full",
+                &self.deliveries_dropped_full,
+            ),
+            ("dropped_expired", "MQTT messages that expired in a queue", &self.deliveries_dropped_expired),
+            (
+                "dropped_too_large",
+                "MQTT messages over a client's packet size",
+                &self.deliveries_dropped_too_large,
+            ),
+            (
+                "retained_refused",
+                "Retained MQTT messages for which there was no room",
+                &self.retained_refused,
+            ),
+        ];
+        let families = [
+            ("connections_refused", "MQTT connections not let in, by reason", &self.connections_refused),
+            ("disconnects", "MQTT connections ended, by reason", &self.disconnects),
+            ("refused_messages", "MQTT messages refused, by reason", &self.refused),
+            ("http_requests", "HTTP ingest requests, by outcome", &self.http_requests),
+        ];
+        for (name, help, gauge) in gauges {
+            registry.register(format!("catchment_gateway_{name}"), help, gauge.clone());
+        }
+        for (name, help, counter) in counters {
+            registry.register(format!("catchment_gateway_{name}"), help, counter.clone());
+        }
+        for (name, help, family) in families {
+            registry.register(format!("catchment_gateway_{name}"), help, family.clone());
+        }
+    }
+
+    pub(crate) fn count(family: &Family<Label, Counter>, reason: &'static str) {
+        family.get_or_create(&[("reason", reason)]).inc();
+    }
+}

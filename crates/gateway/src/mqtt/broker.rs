@@ -1,0 +1,299 @@
+//! The broker of one realm: sessions, subscriptions and retained messages, and how a message gets from one to all.
+//!
+//! Lock order: the map of sessions, then one session, then nothing. The subscription tree is never held while a session
+//! is locked, nor the other way round.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use foldhash::fast::RandomState;
+use parking_lot::Mutex;
+
+use super::message::Message;
+use super::retained::{Retained, RetainedLimits};
+use super::session::{Delivery, Parting, QueueLimits, Session};
+use super::signal::{Signal, TAKEN_OVER};
+use super::subscriptions::{Subscriptions, Wish};
+use super::topics::{Filter, TopicLimits};
+use super::will::Will;
+use crate::config::MqttConfig;
+use crate::metrics::GatewayMetrics;
+
+/// A connection that is being taken over writes out and leaves in less than this.
+const TAKE_OVER_MAX: Duration = Duration::from_secs(8);
+
+/// What a new connection wants of its session.
+#[derive(Debug)]
+pub(crate) struct Attach<'a> {
+    pub(crate) client_id: &'a str,
+    pub(crate) clean_start: bool,
+    pub(crate) expiry: Duration,
+    pub(crate) will: Option<Will>,
+    pub(crate) signal: &'a Arc<Signal>,
+}
+
+/// A session that a connection now serves.
+#[derive(Debug)]
+pub(crate) struct Attached {
+    pub(crate) session: Arc<Session>,
+    /// Whether it existed before.
+    pub(crate) present: bool,
+    /// For which PUBREL is to be sent again.
+    pub(crate) released: Vec<u16>,
+    /// The will of the session that ended for this one.
+    pub(crate) will: Option<Will>,
+}
+
+/// Why a connection got no session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AttachError {
+    /// As many sessions as the configuration allows.
+    TooManySessions,
+    /// The connection that serves the session does not end.
+    NotReleased,
+}
+
+#[derive(Debug)]
+struct Timer {
+    due: Instant,
+    session: Weak<Session>,
+}
+
+impl PartialEq for Timer {
+    fn eq(&self, other: &Self) -> bool {
+        self.due == other.due
+    }
+}
+impl Eq for Timer {}
+impl PartialOrd for Timer {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Timer {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.due.cmp(&other.due)
+    }
+}
+
+/// The broker of one realm.
+#[derive(Debug)]
+pub(crate) struct Broker {
+    realm: Box<str>,
+    pub(crate) subscriptions: Subscriptions,
+    pub(crate) retained: Retained,
+    sessions: Mutex<HashMap<Box<str>, Arc<Session>, RandomState>>,
+    /// When sessions without a connection have something to do, earliest first.
+    timers: Mutex<BinaryHeap<Reverse<Timer>>>,
+    next_session_id: AtomicU64,
+    topic_limits: TopicLimits,
+    queue_limits: QueueLimits,
+    sessions_max: usize,
+    metrics: GatewayMetrics,
+}
+
+impl Broker {
+    pub(crate) fn new(realm: &str, config: &MqttConfig, metrics: GatewayMetrics) -> Self {
+        Self {
+            realm: realm.into(),
+            subscriptions: Subscriptions::default(),
+            retained: Retained::new(RetainedLimits {
+                messages_max: config.retained_messages_max,
+                bytes_max: config.retained_bytes_max,
+            }),
+            sessions: Mutex::default(),
+            timers: Mutex::default(),
+            next_session_id: AtomicU64::new(super::message::SERVER + 1),
+            topic_limits: config.topic_limits(),
+            queue_limits: QueueLimits {
+                messages_max: config.session_queue_messages_max,
+                bytes_max: config.session_queue_bytes_max,
+            },
+            sessions_max: config.sessions_max,
+            metrics,
+        }
+    }
+
+    pub(crate) fn realm(&self) -> &str {
+        &self.realm
+    }
+
+    /// Gives a connection its session: the one that is kept, or a new one. Whoever serves it is asked to leave and
+    /// waited for, so that what it has on its way to the log is settled first.
+    pub(crate) async fn attach(&self, request: Attach<'_>) -> Result<Attached, AttachError> {
+        let deadline = tokio::time::Instant::now() + TAKE_OVER_MAX;
+        loop {
+            let occupied = match self.try_attach(&request)? {
+                Ok(attached) => return Ok(attached),
+                Err(occupied) => occupied,
+            };
+            let waited = tokio::time::timeout_at(deadline, occupied.wait_detached()).await;
+            waited.map_err(|_| AttachError::NotReleased)?;
+        }
+    }
+
+    fn try_attach(&self, request: &Attach<'_>) -> Result<Result<Attached, Arc<Session>>, AttachError> {
+        let mut sessions = self.sessions.lock();
+        let old = sessions.get(request.client_id).cloned();
+        if let Some(session) = &old
+            && let Some(link) = session.link()
+        {
+            link.raise(TAKEN_OVER);
+            return Ok(Err(Arc::clone(session)));
+        }
+        let kept = old.as_ref().filter(|_| !request.clean_start);
+        let session = match (kept, &old) {
+            (Some(session), _) => Arc::clone(session),
+            (None, None) if sessions.len() >= self.sessions_max => return Err(AttachError::TooManySessions),
+            (None, _) => {
+                let id = self.next_session_id.fetch_add(1, Ordering::Relaxed);
+                let session = Arc::new(Session::new(id, request.client_id, self.queue_limits));
+                sessions.insert(request.client_id.into(), Arc::clone(&session));
+                session
+            }
+        };
+        let released = session.attach(Arc::clone(request.signal), request.expiry, request.will.clone());
+        self.metrics.sessions.set(i64::try_from(sessions.len()).unwrap_or(i64::MAX));
+        drop(sessions);
+        let present = kept.is_some();
+        let will = old.filter(|_| !present).and_then(|old| self.end(&old));
+        Ok(Ok(Attached { session, present, released, will }))
+    }
+
+    /// A connection leaves its session; see [`Session::detach`]. Gives the will to publish now.
+    pub(crate) fn detach(
+        &self,
+        session: &Arc<Session>,
+        signal: &Arc<Signal>,
+        with_will: bool,
+        expiry: Option<Duration>,
+        unproven: &[u16],
+    ) -> Option<Will> {
+        let mut sessions = self.sessions.lock();
+        match session.detach(signal, with_will, expiry, unproven, Instant::now())? {
+            Parting { will, due: Some(due) } => {
+                drop(sessions);
+                self.schedule(session, due);
+                will
+            }
+            Parting { will, due: None } => {
+                sessions.remove(session.client_id());
+                self.metrics.sessions.set(i64::try_from(sessions.len()).unwrap_or(i64::MAX));
+                drop(sessions);
+                self.end(session);
+                will
+            }
+        }
+    }
+
+    /// Ends a session that is no longer in the map.
+    fn end(&self, session: &Session) -> Option<Will> {
+        let (filters, will) = session.end();
+        for filter in filters.iter().filter_map(|filter| self.topic_limits.filter(filter)) {
+            self.subscriptions.remove(filter, session.id());
+        }
+        self.metrics.subscriptions.set(i64::try_from(self.subscriptions.len()).unwrap_or(i64::MAX));
+        will
+    }
+
+    /// Ends sessions whose time is over. Gives the wills that are due.
+    pub(crate) fn sweep(&self, now: Instant) -> Vec<Will> {
+        let mut wills = Vec::new();
+        while let Some(session) = self.next_due(now) {
+            let mut sessions = self.sessions.lock();
+            let due = session.due(now);
+            wills.extend(due.will);
+            if due.is_over {
+                sessions.remove(session.client_id());
+                self.metrics.sessions.set(i64::try_from(sessions.len()).unwrap_or(i64::MAX));
+                drop(sessions);
+                wills.extend(self.end(&session));
+            } else if let Some(due) = due.next {
+                drop(sessions);
+                self.schedule(&session, due);
+            }
+        }
+        wills
+    }
+
+    fn schedule(&self, session: &Arc<Session>, due: Instant) {
+        if session.needs_timer(due) {
+            self.timers.lock().push(Reverse(Timer { due, session: Arc::downgrade(session) }));
+        }
+    }
+
+    fn next_due(&self, now: Instant) -> Option<Arc<Session>> {
+        let mut timers = self.timers.lock();
+        while timers.peek().is_some_and(|Reverse(timer)| timer.due <= now) {
+            if let Some(session) = timers.pop().and_then(|Reverse(timer)| timer.session.upgrade()) {
+                return Some(session);
+            }
+        }
+        None
+    }
+
+    /// Adds a subscription and queues the retained messages that go with it. `false` when the session has as many as it
+    /// may.
+    pub(crate) fn subscribe(
+        &self,
+        session: &Arc<Session>,
+        text: &str,
+        filter: Filter<'_>,
+        wish: Wish,
+        filters_max: usize,
+        retained: impl FnOnce(bool) -> bool,
+    ) -> bool {
+        if !session.add_filter(text, filters_max) {
+            return false;
+        }
+        let is_new = self.subscriptions.insert(filter, session, wish);
+        self.metrics.subscriptions.set(i64::try_from(self.subscriptions.len()).unwrap_or(i64::MAX));
+        if filter.group.is_none() && retained(is_new) {
+            self.send_retained(session, filter.filter, wish);
+        }
+        true
+    }
+
+    fn send_retained(&self, session: &Session, filter: &str, wish: Wish) {
+        let messages = self.retained.matching(filter);
+        let count = messages.len() as u64;
+        let deliveries = messages
+            .into_iter()
+            .filter(|message| !(wish.no_local && message.publisher == session.id()))
+            .map(|message| {
+                let qos = message.qos.min(wish.qos);
+                let ids = Vec::from_iter(Some(wish.subscription_id).filter(|&id| id != 0));
+                Delivery::new(message, qos, true, ids)
+            });
+        if session.enqueue_all(deliveries).is_err() {
+            self.metrics.deliveries_dropped_full.inc_by(count);
+        }
+    }
+
+    /// Takes a subscription away. `false` when there was none.
+    pub(crate) fn unsubscribe(&self, session: &Session, text: &str, filter: Filter<'_>) -> bool {
+        session.remove_filter(text);
+        let removed = self.subscriptions.remove(filter, session.id());
+        self.metrics.subscriptions.set(i64::try_from(self.subscriptions.len()).unwrap_or(i64::MAX));
+        removed
+    }
+
+    /// Keeps a retained message, and queues the message for everybody who subscribed to its topic.
+    pub(crate) fn publish(&self, topic: &str, message: &Arc<Message>) {
+        if message.retain && self.retained.set(topic, message).is_err() {
+            self.metrics.retained_refused.inc();
+            tracing::warn!(topic, "no room for a further retained message; raise retained_messages_max");
+        }
+        for target in self.subscriptions.targets(topic, message.publisher) {
+            let retain = message.retain && target.retain_as_published;
+            let qos = message.qos.min(target.qos);
+            let delivery = Delivery::new(Arc::clone(message), qos, retain, target.subscription_ids);
+            if target.session.enqueue(delivery).is_err() {
+                self.metrics.deliveries_dropped_full.inc();
+            }
+        }
+    }
+}

@@ -1,0 +1,410 @@
+//! One connection: a task that waits for input, durable events, deliveries, room to write, and time, all at once.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use catchment_eventlog::LogError;
+use catchment_types::Timestamp;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep};
+
+use super::acks::{Acks, Released};
+use super::broker::Broker;
+use super::codec::{self, AckKind, Frame, Framed, Packet, ProtocolError, Reason, Version};
+use super::inbound::{Forward, Tally, TopicCache};
+use super::pool::{READ_BYTES, Workspace};
+use super::session::{Peer, Session};
+use super::signal::{DELIVER, SHUT_DOWN, Signal, TAKEN_OVER};
+use crate::admission::Principal;
+use crate::gateway::Gateway;
+use crate::ingest::Batches;
+use crate::metrics::GatewayMetrics;
+
+/// Output that may wait for the client to read. Over it nothing is read from that client, nor delivered to it.
+const OUTPUT_BYTES_MAX: usize = 64 << 10;
+/// Buffers above this are given back when they are empty.
+const KEPT_BYTES_MAX: usize = 2 << 10;
+
+/// Why a connection ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Close {
+    /// The client said goodbye, and whether its will is to be published all the same.
+    Goodbye { with_will: bool, session_expiry_s: Option<u32> },
+    /// The network is gone.
+    Lost,
+    /// The server ends it, and tells a 5.0 client why.
+    Fault(ProtocolError),
+}
+
+impl Close {
+    const fn told(reason: Reason, detail: &'static str) -> Self {
+        Self::Fault(ProtocolError { reason, detail })
+    }
+}
+
+/// A connection that has a session.
+#[derive(Debug)]
+pub(crate) struct Connection<S> {
+    pub(super) gateway: Arc<Gateway>,
+    pub(super) broker: Arc<Broker>,
+    pub(super) stream: S,
+    pub(super) signal: Arc<Signal>,
+    pub(super) session: Arc<Session>,
+    pub(super) principal: Principal,
+    pub(super) peer: Peer,
+    /// The start of a packet whose rest has not come.
+    pub(super) partial: Vec<u8>,
+    /// Size of that packet when it is larger than a read.
+    pub(super) large: Option<usize>,
+    pub(super) output: Output,
+    pub(super) acks: Acks,
+    pub(super) topics: TopicCache,
+    pub(super) forwards: Vec<Forward>,
+    pub(super) tally: Tally,
+    /// QoS 2 messages that the client has not released.
+    pub(super) received_count: usize,
+    /// Something may wait in the session's queue.
+    pub(super) deliverable: bool,
+    pub(super) keep_alive: Option<KeepAlive>,
+}
+
+/// Bytes on their way to the client.
+#[derive(Debug, Default)]
+pub(super) struct Output {
+    pub(super) bytes: Vec<u8>,
+    sent: usize,
+    unflushed: bool,
+}
+
+/// Ends connections that are silent for one and a half times what they promised.
+#[derive(Debug)]
+pub(super) struct KeepAlive {
+    silence_max: Duration,
+    last_input: Instant,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl KeepAlive {
+    pub(super) fn new(keep_alive_s: u16) -> Option<Self> {
+        let silence_max = Duration::from_millis(u64::from(keep_alive_s) * 1500);
+        let timer = || Box::pin(tokio::time::sleep(silence_max));
+        (keep_alive_s > 0).then(|| Self { silence_max, last_input: Instant::now(), timer: timer() })
+    }
+
+    /// Ready when the client has been silent for too long.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while self.timer.as_mut().poll(cx).is_ready() {
+            let due = self.last_input + self.silence_max;
+            if due <= Instant::now() {
+                return Poll::Ready(());
+            }
+            self.timer.as_mut().reset(due);
+        }
+        Poll::Pending
+    }
+}
+
+/// What a connection has to do that it cannot do while polling.
+enum Step {
+    Input(Workspace, Input),
+    Close(Close),
+}
+
+/// Where input lies.
+enum Input {
+    /// At the start of the workspace's buffer.
+    Buffer(usize),
+    /// In [`Connection::partial`].
+    Partial,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+    /// Serves the connection until it ends, and tells why it did. The client's acknowledgements are not settled yet.
+    pub(super) async fn drive(&mut self) -> Close {
+        if !self.partial.is_empty() {
+            let workspace = self.gateway.pool.take();
+            if let Err(close) = self.take_in(workspace, Input::Partial).await {
+                return close;
+            }
+        }
+        loop {
+            match std::future::poll_fn(|cx| self.poll_step(cx)).await {
+                Step::Close(close) => return close,
+                Step::Input(workspace, input) => {
+                    if let Err(close) = self.take_in(workspace, input).await {
+                        return close;
+                    }
+                }
+            }
+        }
+    }
+
+    fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
+        match self.poll_work(cx) {
+            Ok(poll) => poll,
+            Err(close) => Poll::Ready(Step::Close(close)),
+        }
+    }
+
+    fn poll_work(&mut self, cx: &mut Context<'_>) -> Result<Poll<Step>, Close> {
+        let flags = self.signal.take(cx);
+        if flags & SHUT_DOWN != 0 {
+            return Err(Close::told(Reason::ServerShuttingDown, "the server shuts down"));
+        }
+        if flags & TAKEN_OVER != 0 {
+            return Err(Close::told(Reason::SessionTakenOver, "another connection uses the same client id"));
+        }
+        self.deliverable |= flags & DELIVER != 0;
+        if let Poll::Ready(settled) = self.poll_acks(cx) {
+            settled?;
+        }
+        loop {
+            self.deliver();
+            match self.output.poll_send(&mut self.stream, cx) {
+                Poll::Ready(Err(_)) => return Err(Close::Lost),
+                Poll::Ready(Ok(())) if self.deliverable => {}
+                _ => break,
+            }
+        }
+        // A client that is not read now cannot be blamed for silence.
+        let reads = self.acks.has_room() && self.output.len() < OUTPUT_BYTES_MAX;
+        if reads && let Poll::Ready(step) = self.poll_input(cx) {
+            return Ok(Poll::Ready(step.unwrap_or(Step::Close(Close::Lost))));
+        }
+        if let Some(keep_alive) = &mut self.keep_alive {
+            if !reads {
+                keep_alive.last_input = Instant::now();
+            }
+            if keep_alive.poll(cx).is_ready() {
+                return Err(Close::told(
+                    Reason::KeepAliveTimeout,
+                    "nothing came for 1.5 times the keep-alive",
+                ));
+            }
+        }
+        Ok(Poll::Pending)
+    }
+
+    /// Reads what there is. `Err` when the stream has ended or failed.
+    fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Step>> {
+        let ended = || io::Error::from(io::ErrorKind::UnexpectedEof);
+        if let Some(length) = self.large {
+            // Grows as the packet arrives: its announced size alone reserves nothing.
+            let missing = length - self.partial.len();
+            self.partial.reserve(missing.min(self.partial.len().max(READ_BYTES)));
+            let mut limited = bytes::BufMut::limit(&mut self.partial, missing);
+            let read = ready!(tokio_util::io::poll_read_buf(Pin::new(&mut self.stream), cx, &mut limited))?;
+            self.note_input();
+            return Poll::Ready(if read == 0 {
+                Err(ended())
+            } else {
+                Ok(Step::Input(self.gateway.pool.take(), Input::Partial))
+            });
+        }
+        let mut workspace = self.gateway.pool.take();
+        let held = self.partial.len();
+        let mut buffer = ReadBuf::new(&mut workspace.buffer[held..]);
+        match Pin::new(&mut self.stream).poll_read(cx, &mut buffer) {
+            Poll::Pending => {
+                self.gateway.pool.give(workspace);
+                Poll::Pending
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Ready(Ok(())) if buffer.filled().is_empty() => Poll::Ready(Err(ended())),
+            Poll::Ready(Ok(())) => {
+                let length = held + buffer.filled().len();
+                workspace.buffer[..held].copy_from_slice(&self.partial);
+                self.partial.clear();
+                self.note_input();
+                Poll::Ready(Ok(Step::Input(workspace, Input::Buffer(length))))
+            }
+        }
+    }
+
+    fn note_input(&mut self) {
+        if let Some(keep_alive) = &mut self.keep_alive {
+            keep_alive.last_input = Instant::now();
+        }
+    }
+
+    /// Takes all whole packets of the input in, hands what was published to the log, and keeps the rest.
+    async fn take_in(&mut self, mut workspace: Workspace, input: Input) -> Result<(), Close> {
+        let partial = std::mem::take(&mut self.partial);
+        let bytes = match input {
+            Input::Buffer(length) => &workspace.buffer[..length],
+            Input::Partial => &partial[..],
+        };
+        let mut taken = 0;
+        let parsed = self.take_packets(bytes, &mut taken, &mut workspace.batches);
+        // What came before a fault is kept all the same.
+        let submitted_bytes = workspace.batches.bytes();
+        let log = &*self.gateway.log;
+        workspace.batches.submit(log, |submitted| self.acks.append(submitted)).await;
+        self.forward();
+        self.acks.close_group(submitted_bytes);
+        self.tally.report(&self.gateway.metrics);
+        match input {
+            Input::Partial if taken == 0 => self.partial = partial,
+            Input::Partial => self.partial = partial[taken..].to_vec(),
+            Input::Buffer(length) => {
+                let rest = &workspace.buffer[taken..length];
+                if !rest.is_empty() || partial.capacity() <= KEPT_BYTES_MAX {
+                    self.partial = partial;
+                    self.partial.extend_from_slice(rest);
+                }
+            }
+        }
+        self.gateway.pool.give(workspace);
+        parsed
+    }
+
+    fn take_packets(&mut self, bytes: &[u8], taken: &mut usize, batches: &mut Batches) -> Result<(), Close> {
+        let received_at = Timestamp::now();
+        loop {
+            match codec::frame(&bytes[*taken..], self.gateway.config.mqtt.packet_bytes_max)
+                .map_err(Close::Fault)?
+            {
+                Framed::Packet(frame) => {
+                    self.take_packet(&frame, received_at, batches)?;
+                    *taken += frame.length;
+                }
+                Framed::Partial(length) => {
+                    self.large = length.filter(|&length| length > READ_BYTES);
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    #[inline]
+    fn take_packet(
+        &mut self,
+        frame: &Frame<'_>,
+        received_at: Timestamp,
+        batches: &mut Batches,
+    ) -> Result<(), Close> {
+        match codec::decode(frame, self.peer.version).map_err(Close::Fault)? {
+            Packet::Publish(publish) => self.take_publish(&publish, received_at, batches),
+            packet => self.take_control(packet),
+        }
+    }
+
+    /// Encodes what waits for the client, as far as there is room.
+    fn deliver(&mut self) {
+        if self.deliverable && self.output.len() < OUTPUT_BYTES_MAX {
+            let filled = self.session.fill(&mut self.output.bytes, OUTPUT_BYTES_MAX, &self.peer);
+            // Full: there may be more. Otherwise the queue is empty or the client's window full, and somebody will tell.
+            self.deliverable = self.output.bytes.len() >= OUTPUT_BYTES_MAX;
+            let metrics = &self.gateway.metrics;
+            metrics.delivered.inc_by(filled.sent);
+            if filled.expired + filled.too_large > 0 {
+                metrics.deliveries_dropped_expired.inc_by(filled.expired);
+                metrics.deliveries_dropped_too_large.inc_by(filled.too_large);
+            }
+        }
+    }
+}
+
+impl<S> Connection<S> {
+    /// Encodes the acknowledgements that are due. Ready once none is owed.
+    pub(super) fn poll_acks(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Close>> {
+        let Self { acks, output, peer, session, gateway, received_count, .. } = self;
+        let mut acknowledged = 0;
+        let polled = acks.poll(cx, |released| match released {
+            Released::Ack(owed, None) => {
+                acknowledged += u64::from(owed.append.is_some());
+                if owed.kind == AckKind::Rec && owed.reason != Reason::Success {
+                    session.forget_received(owed.packet_id);
+                }
+                codec::puback(&mut output.bytes, owed.kind, peer.version, owed.packet_id, owed.reason);
+                Ok(())
+            }
+            Released::Ack(owed, Some(error)) => {
+                if owed.kind == AckKind::Rec && session.forget_received(owed.packet_id) {
+                    *received_count -= 1;
+                }
+                if peer.version == Version::V5 && matches!(error, LogError::Full { .. }) {
+                    codec::puback(
+                        &mut output.bytes,
+                        owed.kind,
+                        peer.version,
+                        owed.packet_id,
+                        Reason::QuotaExceeded,
+                    );
+                    return Ok(());
+                }
+                Err(log_fault(error))
+            }
+            Released::Failed(error) => {
+                GatewayMetrics::count(&gateway.metrics.refused, log_fault_name(error));
+                tracing::warn!(%error, client_id = session.client_id(), "the event log refused a batch");
+                match error {
+                    LogError::Full { .. } => Ok(()),
+                    error => Err(log_fault(error)),
+                }
+            }
+        });
+        if acknowledged > 0 {
+            gateway.metrics.acknowledged.inc_by(acknowledged);
+        }
+        polled
+    }
+}
+
+/// How a connection ends when the log does not take its events.
+fn log_fault(error: &LogError) -> Close {
+    match error {
+        LogError::Full { .. } => Close::told(Reason::QuotaExceeded, "the event log is full"),
+        LogError::Closed => Close::told(Reason::ServerShuttingDown, "the server shuts down"),
+        _ => Close::told(Reason::Unspecified, "the event log failed"),
+    }
+}
+
+fn log_fault_name(error: &LogError) -> &'static str {
+    match error {
+        LogError::Full { .. } => "log_full",
+        LogError::Closed => "log_closed",
+        _ => "log_failed",
+    }
+}
+
+impl Output {
+    /// Starts with bytes to send.
+    pub(super) fn new(bytes: Vec<u8>) -> Self {
+        Self { bytes, ..Self::default() }
+    }
+
+    /// Bytes that are not sent yet.
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len() - self.sent
+    }
+
+    /// Writes until everything is with the system. Ready then.
+    pub(super) fn poll_send<S: AsyncWrite + Unpin>(
+        &mut self,
+        stream: &mut S,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        while self.sent < self.bytes.len() {
+            let written = ready!(Pin::new(&mut *stream).poll_write(cx, &self.bytes[self.sent..]))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.sent += written;
+            self.unflushed = true;
+        }
+        self.sent = 0;
+        self.bytes.clear();
+        if self.bytes.capacity() > KEPT_BYTES_MAX {
+            self.bytes = Vec::new();
+        }
+        if self.unflushed {
+            ready!(Pin::new(stream).poll_flush(cx))?;
+            self.unflushed = false;
+        }
+        Poll::Ready(Ok(()))
+    }
+}

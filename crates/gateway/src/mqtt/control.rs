@@ -1,0 +1,112 @@
+//! Everything a client sends but CONNECT and PUBLISH.
+
+use super::codec::{
+    self, Ack, AckKind, Packet, ProtocolError, Reason, RetainHandling, Subscribe, SubscribeOptions,
+    Unsubscribe, Version,
+};
+use super::connection::{Close, Connection};
+use super::subscriptions::Wish;
+
+/// DISCONNECT's reason code that asks for the will all the same.
+const DISCONNECT_WITH_WILL: u8 = 0x04;
+/// Reason codes from here on tell of failures.
+const FAILURES: u8 = 0x80;
+
+impl<S> Connection<S> {
+    /// Takes a packet that is not a publish.
+    pub(super) fn take_control(&mut self, packet: Packet<'_>) -> Result<(), Close> {
+        match packet {
+            // `take_packet` does not hand these here.
+            Packet::Publish(_) => {}
+            Packet::PubAck(ack) => self.finish(ack),
+            Packet::PubComp(ack) => self.finish(ack),
+            Packet::PubRec(ack) => self.release(ack),
+            Packet::PubRel(ack) => {
+                let known = self.session.forget_received(ack.packet_id);
+                self.received_count -= usize::from(known);
+                let reason = if known { Reason::Success } else { Reason::PacketIdNotFound };
+                self.send_ack(AckKind::Comp, ack.packet_id, reason);
+            }
+            Packet::Subscribe(subscribe) => self.subscribe(&subscribe)?,
+            Packet::Unsubscribe(unsubscribe) => self.unsubscribe(&unsubscribe),
+            Packet::PingReq => codec::ping_response(&mut self.output.bytes),
+            Packet::Disconnect(disconnect) => {
+                return Err(Close::Goodbye {
+                    with_will: disconnect.code == DISCONNECT_WITH_WILL,
+                    session_expiry_s: disconnect.session_expiry_s,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, ack: Ack) {
+        self.deliverable |= self.session.finish(ack.packet_id);
+    }
+
+    fn release(&mut self, ack: Ack) {
+        if ack.code >= FAILURES {
+            return self.finish(ack);
+        }
+        let known = self.session.release(ack.packet_id);
+        let reason = if known { Reason::Success } else { Reason::PacketIdNotFound };
+        self.send_ack(AckKind::Rel, ack.packet_id, reason);
+    }
+
+    fn send_ack(&mut self, kind: AckKind, packet_id: u16, reason: Reason) {
+        codec::puback(&mut self.output.bytes, kind, self.peer.version, packet_id, reason);
+    }
+
+    fn subscribe(&mut self, subscribe: &Subscribe<'_>) -> Result<(), Close> {
+        let mut codes = Vec::with_capacity(subscribe.filters.len());
+        for &(filter, options) in &subscribe.filters {
+            codes.push(match self.subscribe_to(filter, options, subscribe.subscription_id) {
+                Ok(()) => options.qos as u8,
+                Err(Reason::SharedWithNoLocal) => {
+                    return Err(Close::Fault(ProtocolError::protocol("a shared subscription with no-local")));
+                }
+                Err(_) if self.peer.version == Version::V3 => FAILURES,
+                Err(reason) => reason.code(),
+            });
+        }
+        codec::suback(&mut self.output.bytes, self.peer.version, subscribe.packet_id, &codes);
+        Ok(())
+    }
+
+    fn subscribe_to(&mut self, text: &str, options: SubscribeOptions, id: u32) -> Result<(), Reason> {
+        let filter = self.gateway.topic_limits.filter(text).ok_or(Reason::TopicFilterInvalid)?;
+        if filter.group.is_some() && options.no_local {
+            return Err(Reason::SharedWithNoLocal);
+        }
+        if !self.gateway.admission.may_subscribe(&self.principal, filter.filter) {
+            return Err(Reason::NotAuthorized);
+        }
+        let wish = Wish {
+            qos: options.qos,
+            no_local: options.no_local,
+            retain_as_published: options.retain_as_published,
+            subscription_id: id,
+        };
+        let wants_retained = |is_new| match options.retain_handling {
+            RetainHandling::Always => true,
+            RetainHandling::IfNew => is_new,
+            RetainHandling::Never => false,
+        };
+        let filters_max = self.gateway.config.mqtt.subscriptions_per_client_max;
+        let added = self.broker.subscribe(&self.session, text, filter, wish, filters_max, wants_retained);
+        if added { Ok(()) } else { Err(Reason::QuotaExceeded) }
+    }
+
+    fn unsubscribe(&mut self, unsubscribe: &Unsubscribe<'_>) {
+        let mut codes = Vec::with_capacity(unsubscribe.filters.len());
+        for &text in &unsubscribe.filters {
+            let reason = match self.gateway.topic_limits.filter(text) {
+                None => Reason::TopicFilterInvalid,
+                Some(filter) if self.broker.unsubscribe(&self.session, text, filter) => Reason::Success,
+                Some(_) => Reason::NoSubscriptionExisted,
+            };
+            codes.push(reason.code());
+        }
+        codec::unsuback(&mut self.output.bytes, self.peer.version, unsubscribe.packet_id, &codes);
+    }
+}

@@ -1,0 +1,347 @@
+//! The life of a connection: CONNECT, admission, a session, CONNACK; then [`Connection::drive`]; then an orderly end.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use super::acks::{Acks, InflightLimits};
+use super::broker::{Attach, AttachError, Attached, Broker};
+use super::codec::{self, ConnAck, Connect, Frame, Framed, Offer, ProtocolError, Reason, Version};
+use super::connection::{Close, Connection, KeepAlive, Output};
+use super::session::{Peer, Session};
+use super::signal::{SHUT_DOWN, Signal};
+use super::topics::is_reserved;
+use super::will::Will;
+use crate::admission::{Credentials, Denied, Principal};
+use crate::gateway::{Gateway, Registered};
+use crate::metrics::GatewayMetrics;
+
+/// How long a last word to a client may take.
+const FAREWELL_MAX: Duration = Duration::from_secs(1);
+/// How long a closing connection waits for the log to tell what became of its last events.
+const SETTLE_MAX: Duration = Duration::from_secs(5);
+
+/// Serves one connection from its first byte to its end.
+pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
+    gateway: Arc<Gateway>,
+    mut stream: S,
+    remote: Option<SocketAddr>,
+    registered: Registered,
+) {
+    let signal = Arc::clone(registered.signal());
+    let limit = Duration::from_secs(gateway.config.mqtt.connect_s_max);
+    let packet_bytes_max = gateway.config.mqtt.packet_bytes_max;
+    let read = tokio::select! {
+        biased;
+        () = until_shut_down(&signal) => return,
+        read = tokio::time::timeout(limit, read_packet(&mut stream, packet_bytes_max)) => read,
+    };
+    let bytes = match read {
+        Ok(Ok(bytes)) => bytes,
+        Ok(Err(_)) => return GatewayMetrics::count(&gateway.metrics.connections_refused, "no_connect"),
+        Err(_) => return GatewayMetrics::count(&gateway.metrics.connections_refused, "connect_timeout"),
+    };
+    let Ok(Framed::Packet(frame)) = codec::frame(&bytes, packet_bytes_max) else { return };
+    match admit(&gateway, &frame, remote, &signal).await {
+        Ok(admitted) => {
+            let rest = bytes[frame.length..].to_vec();
+            drop(bytes);
+            gateway.metrics.connections_total.inc();
+            run(gateway, stream, signal, admitted, rest).await;
+        }
+        Err(refusal) => {
+            GatewayMetrics::count(&gateway.metrics.connections_refused, refusal.error.reason.name());
+            tracing::debug!(?remote, reason = refusal.error.detail, "connection refused");
+            let Some(version) = refusal.version else { return };
+            let mut output = Vec::new();
+            let answer = ConnAck {
+                session_present: false,
+                reason: refusal.error.reason,
+                reason_string: refusal.error.detail,
+                offer: None,
+            };
+            codec::connack(&mut output, version, &answer);
+            farewell(&mut stream, &output).await;
+        }
+    }
+}
+
+/// Resolves when the server stops.
+async fn until_shut_down(signal: &Signal) {
+    std::future::poll_fn(|cx| match signal.take(cx) & SHUT_DOWN {
+        0 => std::task::Poll::Pending,
+        _ => std::task::Poll::Ready(()),
+    })
+    .await;
+}
+
+/// Reads until there is one whole packet, and perhaps more.
+async fn read_packet(stream: &mut (impl AsyncRead + Unpin), packet_bytes_max: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut chunk = [0; 1024];
+    loop {
+        let read = stream.read(&mut chunk).await?;
+        bytes.extend_from_slice(&chunk[..read]);
+        match codec::frame(&bytes, packet_bytes_max) {
+            Ok(Framed::Packet(_)) => return Ok(bytes),
+            // What does not even begin as CONNECT is not waited for.
+            Ok(Framed::Partial(_)) if read > 0 && bytes[0] == 0x10 => {}
+            _ => return Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+}
+
+/// Why a connection is not let in, and in which version to say so; none: the answer is to close.
+struct Refusal {
+    error: ProtocolError,
+    version: Option<Version>,
+}
+
+/// A connection that was let in.
+struct Admitted {
+    broker: Arc<Broker>,
+    principal: Principal,
+    attached: Attached,
+    peer: Peer,
+    keep_alive_s: u16,
+    /// CONNACK, and PUBRELs to repeat.
+    output: Vec<u8>,
+}
+
+async fn admit(
+    gateway: &Arc<Gateway>,
+    frame: &Frame<'_>,
+    remote: Option<SocketAddr>,
+    signal: &Arc<Signal>,
+) -> Result<Admitted, Refusal> {
+    let connect = codec::decode_connect(frame).map_err(|(error, version)| {
+        // 3.1.1 has no code for a malformed CONNECT; a version that is not spoken is refused in words of 3.1.1.
+        let unsupported = error.reason == Reason::UnsupportedVersion;
+        let version = if unsupported { Some(Version::V3) } else { version.filter(|&v| v == Version::V5) };
+        Refusal { error, version }
+    })?;
+    let version = connect.version;
+    let refuse = |reason, detail| Refusal { error: ProtocolError { reason, detail }, version: Some(version) };
+    check(gateway, &connect).map_err(|error| Refusal { error, version: Some(version) })?;
+    let credentials = Credentials {
+        client_id: connect.client_id,
+        username: connect.username,
+        password: connect.password,
+        remote,
+    };
+    let principal = gateway.admission.authenticate(credentials).await.map_err(|denied| match denied {
+        Denied::BadCredentials => refuse(Reason::BadCredentials, "the credentials are missing or wrong"),
+        Denied::NotAllowed(_) => {
+            refuse(Reason::NotAuthorized, "the credentials do not allow this connection")
+        }
+        Denied::Unavailable(_) => refuse(Reason::ServerUnavailable, "admission cannot be decided now"),
+    })?;
+    if let Some(will) = &connect.will
+        && !gateway.may_publish(&principal, will.topic)
+    {
+        return Err(refuse(Reason::NotAuthorized, "the will's topic may not be published to"));
+    }
+    let config = &gateway.config.mqtt;
+    let assigned = connect.client_id.is_empty().then(assign_client_id);
+    let session_expiry_s = connect.session_expiry_s.min(config.session_expiry_s_max);
+    let keep_alive_s = match (connect.keep_alive_s, config.keep_alive_s_max) {
+        (asked, 0) => asked,
+        (0, max) => max,
+        (asked, max) => asked.min(max),
+    };
+    let broker = gateway.broker(&principal.realm);
+    let attached = broker.attach(Attach {
+        client_id: assigned.as_deref().unwrap_or(connect.client_id),
+        clean_start: connect.clean_start,
+        expiry: Duration::from_secs(session_expiry_s.into()),
+        will: connect.will.as_ref().map(Will::from),
+        signal,
+    });
+    let attached = attached.await.map_err(|error| match error {
+        AttachError::TooManySessions => {
+            refuse(Reason::QuotaExceeded, "the server has as many sessions as it may")
+        }
+        AttachError::NotReleased => {
+            refuse(Reason::ServerBusy, "the client id's other connection does not end")
+        }
+    })?;
+    let peer = Peer {
+        version,
+        packet_bytes_max: usize::try_from(connect.packet_bytes_max).unwrap_or(usize::MAX),
+        window: usize::from(connect.receive_maximum.min(config.outgoing_messages_max)),
+    };
+    let offer = Offer {
+        assigned_client_id: assigned.as_deref(),
+        session_expiry_s: Some(session_expiry_s).filter(|&given| given != connect.session_expiry_s),
+        keep_alive_s: Some(keep_alive_s).filter(|&given| given != connect.keep_alive_s),
+        receive_maximum: config.receive_maximum,
+        topic_alias_maximum: config.topic_aliases_max,
+        packet_bytes_max: u32::try_from(config.packet_bytes_max).unwrap_or(u32::MAX),
+    };
+    let mut output = Vec::new();
+    let answer = ConnAck {
+        session_present: attached.present,
+        reason: Reason::Success,
+        reason_string: "",
+        offer: Some(offer),
+    };
+    codec::connack(&mut output, version, &answer);
+    for &packet_id in &attached.released {
+        codec::puback(&mut output, codec::AckKind::Rel, version, packet_id, Reason::Success);
+    }
+    Ok(Admitted { broker, principal, attached, peer, keep_alive_s, output })
+}
+
+/// What can be said about CONNECT without knowing who it is.
+fn check(gateway: &Gateway, connect: &Connect<'_>) -> Result<(), ProtocolError> {
+    let error = |reason, detail| Err(ProtocolError { reason, detail });
+    if connect.wants_authentication {
+        return error(Reason::BadAuthenticationMethod, "the server has no authentication methods");
+    }
+    if connect.client_id.len() > gateway.config.mqtt.client_id_bytes_max {
+        return error(Reason::ClientIdNotValid, "the client id is too long");
+    }
+    if connect.client_id.is_empty() && connect.version == Version::V3 && !connect.clean_start {
+        return error(Reason::ClientIdNotValid, "a session that is kept needs a client id");
+    }
+    match &connect.will {
+        Some(will) if !gateway.topic_limits.is_topic(will.topic) || is_reserved(will.topic) => {
+            error(Reason::TopicNameInvalid, "the will's topic is not one to publish to")
+        }
+        _ => Ok(()),
+    }
+}
+
+fn assign_client_id() -> String {
+    format!("auto-{:032x}", rand::random::<u128>())
+}
+
+/// Leaves the session when the connection's task ends in any way, a panic included.
+struct Leave<'a> {
+    broker: &'a Broker,
+    session: &'a Arc<Session>,
+    signal: &'a Arc<Signal>,
+}
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        self.broker.detach(self.session, self.signal, false, None, &[]);
+    }
+}
+
+async fn run<S: AsyncRead + AsyncWrite + Unpin>(
+    gateway: Arc<Gateway>,
+    stream: S,
+    signal: Arc<Signal>,
+    admitted: Admitted,
+    rest: Vec<u8>,
+) {
+    let Admitted { broker, principal, attached, peer, keep_alive_s, output } = admitted;
+    let (session, realm) = (attached.session, Arc::clone(&principal.realm));
+    let _leave =
+        Leave { broker: &Arc::clone(&broker), session: &Arc::clone(&session), signal: &Arc::clone(&signal) };
+    if let Some(will) = attached.will {
+        gateway.publish_will(&realm, &will).await;
+    }
+    tracing::debug!(client_id = session.client_id(), principal = &*principal.name, "connected");
+    let config = &gateway.config.mqtt;
+    let inflight =
+        InflightLimits { events_max: config.inflight_events_max, bytes_max: config.inflight_bytes_max };
+    let mut connection = Connection {
+        gateway: Arc::clone(&gateway),
+        broker: Arc::clone(&broker),
+        stream,
+        signal: Arc::clone(&signal),
+        received_count: session.received_count(),
+        session: Arc::clone(&session),
+        principal,
+        peer,
+        partial: rest,
+        large: None,
+        output: Output::new(output),
+        acks: Acks::new(inflight),
+        topics: Default::default(),
+        forwards: Vec::new(),
+        tally: Default::default(),
+        deliverable: true,
+        keep_alive: KeepAlive::new(keep_alive_s),
+    };
+    let close = Box::pin(connection.drive()).await;
+    let (reason, with_will, expiry_s) = match close {
+        Close::Goodbye { with_will, session_expiry_s } => ("goodbye", with_will, session_expiry_s),
+        Close::Lost => ("lost", true, None),
+        // A stop of the server tells nothing about the device.
+        Close::Fault(error) => (error.reason.name(), error.reason != Reason::ServerShuttingDown, None),
+    };
+    GatewayMetrics::count(&gateway.metrics.disconnects, reason);
+    tracing::debug!(client_id = session.client_id(), reason, ?close, "disconnected");
+    let unproven = connection.end(close).await;
+    let expiry_max = Duration::from_secs(gateway.config.mqtt.session_expiry_s_max.into());
+    let expiry = expiry_s.map(|seconds| Duration::from_secs(seconds.into()).min(expiry_max));
+    if let Some(will) = broker.detach(&session, &signal, with_will, expiry, &unproven) {
+        gateway.publish_will(&realm, &will).await;
+    }
+    if matches!(close, Close::Fault(_)) {
+        linger(&mut connection.stream).await;
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+    /// Says a last word, and waits until the log has told what became of the last events. When the server stops, they
+    /// are still acknowledged. Gives the QoS 2 messages of which it did not tell.
+    async fn end(&mut self, close: Close) -> Vec<u16> {
+        let stops = matches!(close, Close::Fault(error) if error.reason == Reason::ServerShuttingDown);
+        if !stops {
+            self.say_goodbye(close).await;
+        }
+        // An error ends the waiting for the group it is in; the next is waited for all the same.
+        let settle = async { while std::future::poll_fn(|cx| self.poll_acks(cx)).await.is_err() {} };
+        // On a timeout, what is not known stays unproven.
+        let _ = tokio::time::timeout(SETTLE_MAX, settle).await;
+        let unproven = self.acks.unproven().collect();
+        if stops {
+            self.say_goodbye(close).await;
+        }
+        unproven
+    }
+
+    /// Writes what waits, and DISCONNECT when the server ends a 5.0 connection.
+    async fn say_goodbye(&mut self, close: Close) {
+        if let (Close::Fault(error), Version::V5) = (close, self.peer.version) {
+            codec::disconnect(&mut self.output.bytes, error.reason, error.detail);
+        }
+        if close != Close::Lost {
+            let Self { output, stream, .. } = self;
+            let send = std::future::poll_fn(|cx| output.poll_send(stream, cx));
+            // The client may be gone; there is nobody to tell then.
+            let _ = tokio::time::timeout(FAREWELL_MAX, send).await;
+        }
+    }
+}
+
+/// Writes a last packet and closes.
+async fn farewell(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), output: &[u8]) {
+    let write = async {
+        stream.write_all(output).await?;
+        stream.flush().await
+    };
+    if let Ok(Ok(())) = tokio::time::timeout(FAREWELL_MAX, write).await {
+        linger(stream).await;
+    }
+}
+
+/// Closes our half and reads on for a moment: closing with unread input would reset the connection, and the client would
+/// never see our last packet.
+async fn linger(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) {
+    let drain = async {
+        stream.shutdown().await?;
+        let mut sink = [0; 1024];
+        while stream.read(&mut sink).await? > 0 {}
+        io::Result::Ok(())
+    };
+    // Whatever comes of it, the connection is over.
+    let _ = tokio::time::timeout(FAREWELL_MAX, drain).await;
+}

@@ -1,0 +1,269 @@
+//! What a client publishes: from the read buffer into the batches of the log. The hot path.
+
+use std::sync::Arc;
+
+use catchment_types::{Event, PartitionId, Timestamp};
+
+use super::acks::Owed;
+use super::codec::{AckKind, ProtocolError, Publish, QoS, Reason, Version, text};
+use super::connection::{Close, Connection};
+use super::message::Message;
+use super::topics::is_reserved;
+use crate::ingest::Batches;
+use crate::metrics::GatewayMetrics;
+
+/// What to do with messages of a topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    /// Events of a device.
+    Event(PartitionId),
+    /// No route: for subscribers only.
+    Brokered,
+    /// Not to be taken.
+    Refused(Reason),
+}
+
+/// The last topic of a connection and everything that was found out about it: mostly the next message has the same.
+#[derive(Debug)]
+pub(super) struct TopicCache {
+    topic: String,
+    device_id: String,
+    event_type: String,
+    verdict: Verdict,
+    /// Whether anybody subscribed to it, and at which generation of the subscriptions that was so.
+    wanted: bool,
+    wanted_generation: u64,
+    /// Topics that stand behind the client's aliases, from 1.
+    aliases: Vec<Option<Box<str>>>,
+}
+
+/// A message that subscribers want, until the log has taken its batch.
+#[derive(Debug)]
+pub(super) struct Forward {
+    message: Arc<Message>,
+    append: Option<u16>,
+}
+
+/// Counted per read, not per message.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    events: u64,
+    event_bytes: u64,
+    unrouted: u64,
+}
+
+impl Tally {
+    pub(super) fn report(&mut self, metrics: &GatewayMetrics) {
+        let tally = std::mem::take(self);
+        if tally.events > 0 {
+            metrics.mqtt_events.inc_by(tally.events);
+            metrics.mqtt_event_bytes.inc_by(tally.event_bytes);
+        }
+        if tally.unrouted > 0 {
+            metrics.unrouted.inc_by(tally.unrouted);
+        }
+    }
+}
+
+impl Default for TopicCache {
+    fn default() -> Self {
+        Self {
+            topic: String::new(),
+            device_id: String::new(),
+            event_type: String::new(),
+            // The empty topic is none.
+            verdict: Verdict::Refused(Reason::TopicNameInvalid),
+            wanted: true,
+            wanted_generation: u64::MAX,
+            aliases: Vec::new(),
+        }
+    }
+}
+
+impl<S> Connection<S> {
+    /// Takes a message in: into a batch, on the list of acknowledgements, and on that of messages to forward.
+    #[inline]
+    pub(super) fn take_publish(
+        &mut self,
+        packet: &Publish<'_>,
+        received_at: Timestamp,
+        batches: &mut Batches,
+    ) -> Result<(), Close> {
+        self.resolve_topic(packet)?;
+        if packet.qos != QoS::AtMostOnce && !self.admit_unacknowledged(packet)? {
+            return Ok(());
+        }
+        let append = match self.topics.verdict {
+            Verdict::Refused(reason) => return self.refuse(packet, reason),
+            Verdict::Brokered => {
+                self.tally.unrouted += 1;
+                None
+            }
+            // Clearing a retained message tells nothing about the device.
+            Verdict::Event(_) if packet.retain && packet.payload.is_empty() => None,
+            Verdict::Event(partition) => {
+                let event = Event {
+                    realm: self.broker.realm(),
+                    device_id: &self.topics.device_id,
+                    event_type: &self.topics.event_type,
+                    topic: &self.topics.topic,
+                    received_at,
+                    content_type: packet.properties.content_type,
+                    payload: packet.payload,
+                };
+                let Ok(place) = batches.push(partition, &event) else {
+                    return self.refuse(packet, Reason::ImplementationSpecific);
+                };
+                self.tally.events += 1;
+                self.tally.event_bytes += packet.payload.len() as u64;
+                self.acks.count_event();
+                Some(place)
+            }
+        };
+        let owed = Owed::to(packet.qos, packet.packet_id, Reason::Success, append);
+        self.acks.owe(owed);
+        if packet.retain || self.is_wanted() {
+            let message = Message::from_publish(&self.topics.topic, packet, self.session.id());
+            let append = append.and_then(|place| u16::try_from(place).ok());
+            self.forwards.push(Forward { message: Arc::new(message), append });
+        }
+        Ok(())
+    }
+
+    /// Checks the receive maximum, and whether a QoS 2 message came before. `false`: it is not to be taken again.
+    fn admit_unacknowledged(&mut self, packet: &Publish<'_>) -> Result<bool, Close> {
+        if packet.qos == QoS::ExactlyOnce && !self.session.receive(packet.packet_id) {
+            if !self.acks.owes(AckKind::Rec, packet.packet_id) {
+                self.acks.owe(Owed::to(packet.qos, packet.packet_id, Reason::Success, None));
+            }
+            return Ok(false);
+        }
+        let unacknowledged = self.acks.publishes_qos1() + self.received_count;
+        if self.peer.version == Version::V5
+            && unacknowledged >= usize::from(self.gateway.config.mqtt.receive_maximum)
+        {
+            return Err(Close::Fault(ProtocolError {
+                reason: Reason::ReceiveMaximumExceeded,
+                detail: "more unacknowledged messages than the receive maximum",
+            }));
+        }
+        self.received_count += usize::from(packet.qos == QoS::ExactlyOnce);
+        Ok(true)
+    }
+
+    /// Makes the packet's topic that of the cache.
+    #[inline]
+    fn resolve_topic(&mut self, packet: &Publish<'_>) -> Result<(), Close> {
+        if let Some(alias) = packet.properties.topic_alias {
+            return self.resolve_alias(alias, packet);
+        }
+        if packet.topic == self.topics.topic.as_bytes() && !packet.topic.is_empty() {
+            return Ok(());
+        }
+        if packet.topic.is_empty() {
+            return Err(Close::Fault(ProtocolError::protocol(
+                "PUBLISH without a topic and without an alias",
+            )));
+        }
+        let topic = packet.topic_text().map_err(Close::Fault)?;
+        self.look_up(topic)
+    }
+
+    fn resolve_alias(&mut self, alias: u16, packet: &Publish<'_>) -> Result<(), Close> {
+        if alias == 0 || alias > self.gateway.config.mqtt.topic_aliases_max {
+            return Err(Close::Fault(ProtocolError {
+                reason: Reason::TopicAliasInvalid,
+                detail: "the topic alias is 0 or above the server's maximum",
+            }));
+        }
+        let at = usize::from(alias - 1);
+        if packet.topic.is_empty() {
+            let topic = self.topics.aliases.get_mut(at).and_then(Option::take);
+            let topic =
+                topic.ok_or(Close::Fault(ProtocolError::protocol("a topic alias that was never given")))?;
+            let found = if *topic == *self.topics.topic { Ok(()) } else { self.look_up(&topic) };
+            self.topics.aliases[at] = Some(topic);
+            return found;
+        }
+        let topic = text(packet.topic).map_err(Close::Fault)?;
+        self.look_up(topic)?;
+        if self.topics.aliases.len() <= at {
+            self.topics.aliases.resize(at + 1, None);
+        }
+        self.topics.aliases[at] = Some(topic.into());
+        Ok(())
+    }
+
+    /// Finds out everything about a topic. One that cannot be a topic ends the connection.
+    fn look_up(&mut self, topic: &str) -> Result<(), Close> {
+        if !self.gateway.topic_limits.is_topic(topic) {
+            return Err(Close::Fault(ProtocolError {
+                reason: Reason::TopicNameInvalid,
+                detail: "the topic has a wildcard, too many levels or too many bytes",
+            }));
+        }
+        let cache = &mut self.topics;
+        cache.topic.clear();
+        cache.topic.push_str(topic);
+        cache.wanted_generation = u64::MAX;
+        let may = |device_id| self.gateway.admission.may_publish(&self.principal, topic, device_id);
+        cache.verdict = match self.gateway.routes.find(topic) {
+            _ if is_reserved(topic) => Verdict::Refused(Reason::NotAuthorized),
+            Err(_) => Verdict::Refused(Reason::TopicNameInvalid),
+            Ok(None) if may(None) => Verdict::Brokered,
+            Ok(Some(routed)) if may(Some(routed.device_id)) => {
+                cache.device_id.clear();
+                cache.device_id.push_str(routed.device_id);
+                cache.event_type.clear();
+                cache.event_type.push_str(routed.event_type);
+                Verdict::Event(self.gateway.partition(self.broker.realm(), routed.device_id))
+            }
+            Ok(_) => Verdict::Refused(Reason::NotAuthorized),
+        };
+        Ok(())
+    }
+
+    /// Whether anybody subscribed to the topic of the cache.
+    #[inline]
+    fn is_wanted(&mut self) -> bool {
+        let subscriptions = &self.broker.subscriptions;
+        let generation = subscriptions.generation();
+        if self.topics.wanted_generation != generation {
+            self.topics.wanted = subscriptions.is_wanted(&self.topics.topic);
+            self.topics.wanted_generation = generation;
+        }
+        self.topics.wanted
+    }
+
+    /// Does not take a message. 5.0 has a word for it; 3.1.1 can only acknowledge or close, and what was not taken is not
+    /// acknowledged. QoS 0 is dropped and counted in both.
+    fn refuse(&mut self, packet: &Publish<'_>, reason: Reason) -> Result<(), Close> {
+        GatewayMetrics::count(&self.gateway.metrics.refused, reason.name());
+        if packet.qos == QoS::ExactlyOnce {
+            self.session.forget_received(packet.packet_id);
+            self.received_count -= 1;
+        }
+        match (packet.qos, self.peer.version) {
+            (QoS::AtMostOnce, _) => Ok(()),
+            (_, Version::V3) => Err(Close::Fault(ProtocolError {
+                reason,
+                detail: "a publish was refused, which MQTT 3.1.1 has no answer for",
+            })),
+            (_, Version::V5) => {
+                self.acks.owe(Owed::to(packet.qos, packet.packet_id, reason, None));
+                Ok(())
+            }
+        }
+    }
+
+    /// Hands the messages of the current read to their subscribers, but for those that the log refused.
+    pub(super) fn forward(&mut self) {
+        let mut forwards = std::mem::take(&mut self.forwards);
+        for forward in forwards.drain(..) {
+            if !self.acks.was_refused(forward.append) {
+                self.broker.publish(forward.message.topic(), &forward.message);
+            }
+        }
+        self.forwards = forwards;
+    }
+}

@@ -1,0 +1,37 @@
+//! The MQTT broker, 3.1.1 and 5.0 on one port.
+//!
+//! A connection is one task. It reads what there is, encodes every publish in it straight into the batches of the log,
+//! submits them once, and remembers what it owes acknowledgements for; it reads on without waiting, until too much is on
+//! its way. Acknowledgements go out in the order of the publishes, all that are due in one write, and never before
+//! the log says that the event is durable.
+//!
+//! A message goes to live subscribers right after the log has taken it over, before it is durable: subscribers see it a
+//! group commit earlier, and one that the log refused at once is not shown. A subscriber may thus see a message whose
+//! publisher is then told that it could not be kept; what counts is the log.
+
+mod acks;
+mod broker;
+mod codec;
+mod connection;
+mod control;
+mod handshake;
+mod inbound;
+mod message;
+mod pool;
+mod retained;
+mod session;
+mod signal;
+mod subscriptions;
+mod topics;
+mod will;
+
+pub(crate) use broker::Broker;
+pub use codec::QoS;
+pub(crate) use handshake::serve;
+pub(crate) use message::{Message, SERVER};
+pub(crate) use pool::Pool;
+pub(crate) use signal::{SHUT_DOWN, Signal};
+pub(crate) use topics::TopicLimits;
+pub(crate) use will::Will;
+
+pub(crate) use codec::PublishProperties;

@@ -1,0 +1,391 @@
+//! What the broker keeps for a client id: its filters, what waits for it, and what is on its way in either direction.
+//!
+//! A session outlives its connections as long as its expiry says. While a connection serves it, the session holds that
+//! connection's [`Signal`]. Everything in here is bounded: the queue by messages and bytes, what is on its way by the
+//! client's receive maximum. A message that finds no room is dropped and counted, at any QoS: a subscriber that does not
+//! read must not stop the publishers.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::codec::{self, PublishHeader, QoS, Version};
+use super::message::Message;
+use super::signal::{DELIVER, Signal};
+use super::will::Will;
+
+/// Bounds of a session's queue.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct QueueLimits {
+    pub(crate) messages_max: usize,
+    pub(crate) bytes_max: usize,
+}
+
+/// What the client at the other end takes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Peer {
+    pub(crate) version: Version,
+    pub(crate) packet_bytes_max: usize,
+    /// Messages of QoS 1 and 2 that may be on their way.
+    pub(crate) window: usize,
+}
+
+/// A message for one session.
+#[derive(Debug)]
+pub(crate) struct Delivery {
+    pub(crate) message: Arc<Message>,
+    pub(crate) qos: QoS,
+    pub(crate) retain: bool,
+    pub(crate) subscription_ids: Vec<u32>,
+    /// Not 0: it was sent before, under this identifier.
+    packet_id: u16,
+}
+
+impl Delivery {
+    pub(crate) fn new(message: Arc<Message>, qos: QoS, retain: bool, subscription_ids: Vec<u32>) -> Self {
+        Self { message, qos, retain, subscription_ids, packet_id: 0 }
+    }
+}
+
+/// The session's queue is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct QueueFull;
+
+/// A message of QoS 1 or 2 that the client has not finished with.
+#[derive(Debug)]
+struct Outgoing {
+    packet_id: u16,
+    stage: Stage,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// Sent; waits for PUBACK or PUBREC.
+    Sent(Delivery),
+    /// PUBREL sent; waits for PUBCOMP.
+    Released,
+}
+
+/// What filling an output buffer did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Filled {
+    pub(crate) sent: u64,
+    pub(crate) expired: u64,
+    pub(crate) too_large: u64,
+}
+
+/// How a session goes on after its connection.
+#[derive(Debug)]
+pub(crate) struct Parting {
+    /// The will that is to be published now.
+    pub(crate) will: Option<Will>,
+    /// When the session next has something to do; none: it ends now.
+    pub(crate) due: Option<Instant>,
+}
+
+/// What a session has to do at a moment without a connection.
+#[derive(Debug)]
+pub(crate) struct Due {
+    pub(crate) will: Option<Will>,
+    pub(crate) is_over: bool,
+    pub(crate) next: Option<Instant>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    link: Option<Arc<Signal>>,
+    filters: HashSet<Box<str>>,
+    queue: VecDeque<Delivery>,
+    queue_bytes: usize,
+    outgoing: VecDeque<Outgoing>,
+    last_packet_id: u16,
+    /// Identifiers of QoS 2 messages that the client has sent and not released.
+    received: HashSet<u16>,
+    expiry: Duration,
+    will: Option<Will>,
+    will_due: Option<Instant>,
+    expires_at: Option<Instant>,
+    /// The earliest timer that the broker keeps for this session.
+    timer: Option<Instant>,
+    ended: bool,
+}
+
+/// A client's session.
+#[derive(Debug)]
+pub(crate) struct Session {
+    id: u64,
+    client_id: Box<str>,
+    limits: QueueLimits,
+    connected: AtomicBool,
+    state: Mutex<State>,
+    detached: Notify,
+}
+
+impl Session {
+    pub(crate) fn new(id: u64, client_id: &str, limits: QueueLimits) -> Self {
+        Self {
+            id,
+            client_id: client_id.into(),
+            limits,
+            connected: AtomicBool::new(false),
+            state: Mutex::default(),
+            detached: Notify::new(),
+        }
+    }
+
+    /// Unique in this process; not reused when a client id starts anew.
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub(crate) fn client_id(&self) -> &str {
+        &self.client_id
+    }
+
+    pub(crate) fn is_connected(&self) -> bool {
+        self.connected.load(Ordering::Relaxed)
+    }
+
+    /// The connection that serves the session.
+    pub(crate) fn link(&self) -> Option<Arc<Signal>> {
+        self.state.lock().link.clone()
+    }
+
+    /// Resolves when no connection serves the session, at once when none does.
+    pub(crate) async fn wait_detached(&self) {
+        let detached = self.detached.notified();
+        if self.state.lock().link.is_some() {
+            detached.await;
+        }
+    }
+
+    /// A connection takes the session up. Gives the identifiers for which PUBREL is to be sent again; messages that
+    /// were on their way go back to the front of the queue.
+    pub(crate) fn attach(&self, link: Arc<Signal>, expiry: Duration, will: Option<Will>) -> Vec<u16> {
+        let state = &mut *self.state.lock();
+        state.link = Some(link);
+        state.expiry = expiry;
+        state.will = will;
+        (state.will_due, state.expires_at) = (None, None);
+        self.connected.store(true, Ordering::Relaxed);
+        let mut released = Vec::new();
+        let mut unfinished = Vec::new();
+        for outgoing in std::mem::take(&mut state.outgoing) {
+            match outgoing.stage {
+                Stage::Sent(delivery) => {
+                    unfinished.push(Delivery { packet_id: outgoing.packet_id, ..delivery })
+                }
+                Stage::Released => {
+                    released.push(outgoing.packet_id);
+                    state.outgoing.push_back(outgoing);
+                }
+            }
+        }
+        for delivery in unfinished.into_iter().rev() {
+            state.queue_bytes += delivery.message.size();
+            state.queue.push_front(delivery);
+        }
+        released
+    }
+
+    /// A connection leaves the session, if it is still the one that serves it. `with_will`: the client did not say
+    /// goodbye. `unproven`: QoS 2 identifiers whose messages may not have reached the log; they count as never sent.
+    pub(crate) fn detach(
+        &self,
+        link: &Arc<Signal>,
+        with_will: bool,
+        expiry: Option<Duration>,
+        unproven: &[u16],
+        now: Instant,
+    ) -> Option<Parting> {
+        let state = &mut *self.state.lock();
+        state.link.take_if(|current| Arc::ptr_eq(current, link))?;
+        self.connected.store(false, Ordering::Relaxed);
+        self.detached.notify_waiters();
+        for packet_id in unproven {
+            state.received.remove(packet_id);
+        }
+        state.expiry = expiry.unwrap_or(state.expiry);
+        state.will.take_if(|_| !with_will);
+        state.queue.retain(|delivery| delivery.qos != QoS::AtMostOnce);
+        state.queue_bytes = state.queue.iter().map(|delivery| delivery.message.size()).sum();
+        if state.expiry.is_zero() {
+            return Some(Parting { will: state.will.take(), due: None });
+        }
+        let expires_at = now + state.expiry;
+        state.expires_at = Some(expires_at);
+        let will = state.will.take_if(|will| will.delay.is_zero());
+        state.will_due = state.will.as_ref().map(|will| expires_at.min(now + will.delay));
+        Some(Parting { will, due: Some(state.will_due.unwrap_or(expires_at)) })
+    }
+
+    /// What is to be done at `now`.
+    pub(crate) fn due(&self, now: Instant) -> Due {
+        let state = &mut *self.state.lock();
+        state.timer = None;
+        if state.link.is_some() || state.ended {
+            return Due { will: None, is_over: false, next: None };
+        }
+        let will_is_due = state.will_due.take_if(|due| *due <= now).is_some();
+        let is_over = state.expires_at.is_some_and(|at| at <= now);
+        let will = if will_is_due { state.will.take() } else { None };
+        Due { will, is_over, next: state.will_due.or(state.expires_at).filter(|_| !is_over) }
+    }
+
+    /// Whether a timer at `due` is needed: not when an earlier one will ask for what is due then.
+    pub(crate) fn needs_timer(&self, due: Instant) -> bool {
+        let state = &mut *self.state.lock();
+        let needed = state.timer.is_none_or(|at| due < at);
+        if needed {
+            state.timer = Some(due);
+        }
+        needed
+    }
+
+    /// Ends the session for good: nothing is queued any more. Gives its filters, to be taken out of the tree, and a will
+    /// that has not been published.
+    pub(crate) fn end(&self) -> (HashSet<Box<str>>, Option<Will>) {
+        let state = &mut *self.state.lock();
+        let ended = std::mem::replace(state, State { ended: true, ..State::default() });
+        (ended.filters, ended.will)
+    }
+
+    /// Remembers a filter. `false` when that would be more than `filters_max`.
+    pub(crate) fn add_filter(&self, filter: &str, filters_max: usize) -> bool {
+        let state = &mut *self.state.lock();
+        let fits = state.filters.len() < filters_max || state.filters.contains(filter);
+        if fits && !state.filters.contains(filter) {
+            state.filters.insert(filter.into());
+        }
+        fits
+    }
+
+    /// Forgets a filter.
+    pub(crate) fn remove_filter(&self, filter: &str) {
+        self.state.lock().filters.remove(filter);
+    }
+
+    /// Queues a message. QoS 0 waits for nobody who is away.
+    pub(crate) fn enqueue(&self, delivery: Delivery) -> Result<(), QueueFull> {
+        self.enqueue_all(std::iter::once(delivery))
+    }
+
+    /// Queues messages that belong together, if the queue has room for the first: retained messages for a new filter
+    /// may exceed it once.
+    pub(crate) fn enqueue_all(&self, deliveries: impl Iterator<Item = Delivery>) -> Result<(), QueueFull> {
+        let state = &mut *self.state.lock();
+        if state.queue.len() >= self.limits.messages_max || state.queue_bytes >= self.limits.bytes_max {
+            return Err(QueueFull);
+        }
+        for delivery in deliveries {
+            if !state.ended && (state.link.is_some() || delivery.qos != QoS::AtMostOnce) {
+                state.queue_bytes += delivery.message.size();
+                state.queue.push_back(delivery);
+            }
+        }
+        if let Some(link) = &state.link {
+            link.raise(DELIVER);
+        }
+        Ok(())
+    }
+
+    /// Encodes waiting messages until `output` has `output_max` bytes, the client's window is full, or nothing waits.
+    pub(crate) fn fill(&self, output: &mut Vec<u8>, output_max: usize, peer: &Peer) -> Filled {
+        let state = &mut *self.state.lock();
+        let mut filled = Filled::default();
+        while output.len() < output_max {
+            let Some(next) = state.queue.front() else { break };
+            if next.qos != QoS::AtMostOnce && state.outgoing.len() >= peer.window {
+                break;
+            }
+            let Some(delivery) = state.queue.pop_front() else { break };
+            state.queue_bytes -= delivery.message.size();
+            let Ok(expiry_s) = delivery.message.expiry_left_s() else {
+                filled.expired += 1;
+                continue;
+            };
+            let packet_id = match (delivery.qos, delivery.packet_id) {
+                (QoS::AtMostOnce, _) => 0,
+                (_, 0) => state.free_packet_id(),
+                (_, sent_before) => sent_before,
+            };
+            let header = PublishHeader {
+                duplicate: delivery.packet_id != 0,
+                qos: delivery.qos,
+                retain: delivery.retain,
+                topic: delivery.message.topic().as_bytes(),
+                packet_id,
+                expiry_s,
+                subscription_ids: &delivery.subscription_ids,
+                properties: delivery.message.properties(),
+            };
+            let payload = delivery.message.payload();
+            if !codec::publish(output, peer.version, &header, payload, peer.packet_bytes_max) {
+                filled.too_large += 1;
+                continue;
+            }
+            filled.sent += 1;
+            if delivery.qos != QoS::AtMostOnce {
+                state.outgoing.push_back(Outgoing { packet_id, stage: Stage::Sent(delivery) });
+            }
+        }
+        filled
+    }
+
+    /// PUBACK, PUBCOMP, or a PUBREC that refuses: the message is done with. `false` when it is not known.
+    pub(crate) fn finish(&self, packet_id: u16) -> bool {
+        let state = &mut *self.state.lock();
+        let at = state.position(packet_id);
+        at.and_then(|at| state.outgoing.remove(at)).is_some()
+    }
+
+    /// PUBREC: the client has the message. `false` when it is not known.
+    pub(crate) fn release(&self, packet_id: u16) -> bool {
+        let state = &mut *self.state.lock();
+        let Some(at) = state.position(packet_id) else { return false };
+        state.outgoing[at].stage = Stage::Released;
+        true
+    }
+
+    /// A QoS 2 message comes in. `false` when it came before: it must not be taken again.
+    pub(crate) fn receive(&self, packet_id: u16) -> bool {
+        self.state.lock().received.insert(packet_id)
+    }
+
+    /// PUBREL, or a message that was refused: the identifier is free again. `false` when it was not in use.
+    pub(crate) fn forget_received(&self, packet_id: u16) -> bool {
+        self.state.lock().received.remove(&packet_id)
+    }
+
+    /// QoS 2 messages that the client has not released.
+    pub(crate) fn received_count(&self) -> usize {
+        self.state.lock().received.len()
+    }
+}
+
+impl State {
+    /// Clients acknowledge in order, so that this mostly ends at the first.
+    fn position(&self, packet_id: u16) -> Option<usize> {
+        self.outgoing.iter().position(|outgoing| outgoing.packet_id == packet_id)
+    }
+
+    /// The window is far below 65,535, so that there always is a free identifier.
+    fn free_packet_id(&mut self) -> u16 {
+        loop {
+            self.last_packet_id = self.last_packet_id.checked_add(1).unwrap_or(1);
+            let id = self.last_packet_id;
+            if self.position(id).is_none()
+                && !self.queue.iter().take_while(|d| d.packet_id != 0).any(|d| d.packet_id == id)
+            {
+                return id;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
