@@ -1,1 +1,188 @@
-//! In work.
+//! History: Delta tables on disk, and queries that see memory and files as one table.
+//!
+//! # Layout
+//! `{folder}/{table}/_delta_log/` and `{folder}/{table}/date=2026-11-23/….parquet` (rollups: `month=2026-11`). The folder's
+//! column is the table's partition column for Delta readers, and no column of our SQL tables. Rows in a file are in the
+//! order of device, then time.
+//!
+//! # Exactly once
+//! A commit that adds rows has, for each partition, the offset of the log after the last event in them (`txn` action,
+//! application `catchment/{partition}`). At start the log is read again from the lowest of the tables' offsets, and each table
+//! leaves out what is below its own. So a crash between any two steps neither loses a row nor doubles one.
+//!
+//! # Constraints
+//! One process, one [`History`] a folder. Flush and maintenance each run once at a time; flush only adds files, maintenance only
+//! works on files that were there when it looked.
+
+mod background;
+mod config;
+mod data_file;
+mod error;
+mod flush;
+mod hook;
+mod merge;
+mod metrics;
+mod period;
+mod provider;
+mod prune;
+mod restore;
+mod retain;
+mod scan;
+mod sort;
+mod table;
+mod view;
+mod writer;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use catchment_types::{Offset, PartitionId, Timestamp};
+use datafusion::execution::context::SessionContext;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+pub use config::HistoryConfig;
+pub use error::StoreError;
+pub use flush::FlushReport;
+pub use metrics::HistoryMetrics;
+pub use provider::{AGGREGATED_METRICS, CATALOG};
+
+use crate::shard::Shard;
+use crate::tables::TableId;
+use flush::FlushState;
+use hook::Hook;
+use scan::FileReader;
+use table::{Table, data_files};
+use view::View;
+
+/// Whether rows come into files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HistoryHealth {
+    /// The last flush succeeded, or none was needed yet.
+    Healthy,
+    /// Flushes fail. Nothing is lost while that lasts: rows stay in memory, and once that is full, events stay in the log.
+    Failing {
+        /// When the first of them failed.
+        since: Timestamp,
+        /// How many failed since then.
+        attempts: u32,
+        /// Why the last one did.
+        message: String,
+    },
+}
+
+/// The tables of history.
+pub struct History {
+    config: HistoryConfig,
+    tables: [Arc<Table>; TableId::COUNT],
+    view: Arc<View>,
+    reader: FileReader,
+    /// Runs merges and the restoring of the snapshot.
+    maintenance: SessionContext,
+    /// Held by the one flush that is under way.
+    flush_state: tokio::sync::Mutex<FlushState>,
+    committed: watch::Sender<Vec<Offset>>,
+    health: Mutex<HistoryHealth>,
+    metrics: HistoryMetrics,
+    hook: Hook,
+}
+
+impl History {
+    /// Loads the tables in `folder`, or makes them; deletes files that no commit names; tells each shard from which
+    /// offset on each table needs rows. Shard `n` is partition `n`.
+    ///
+    /// # Errors
+    /// When the disk refuses, a table's log is damaged, or it was written with more partitions.
+    pub async fn open(
+        folder: &Path,
+        config: HistoryConfig,
+        shards: Vec<Arc<Shard>>,
+    ) -> Result<Arc<Self>, StoreError> {
+        let folder = folder.to_path_buf();
+        blocking("opening", move || Self::open_blocking(&folder, config, shards)).await
+    }
+
+    fn open_blocking(
+        folder: &Path,
+        config: HistoryConfig,
+        shards: Vec<Arc<Shard>>,
+    ) -> Result<Arc<Self>, StoreError> {
+        let partitions = shards.len();
+        let mut tables = Vec::with_capacity(TableId::COUNT);
+        for id in TableId::ALL {
+            let table = Table::open(folder, id, partitions)?;
+            retain::delete_orphans(&table)?;
+            tables.push(Arc::new(table));
+        }
+        let view = View::new(shards);
+        for table in &tables {
+            view.replaced(table.id, &[], data_files(table.id, &table.log.lock()));
+        }
+        let offsets: [Vec<Offset>; TableId::COUNT] =
+            std::array::from_fn(|table| tables[table].committed(partitions));
+        for (partition, shard) in view.shards().iter().enumerate() {
+            shard.set_start_offsets(std::array::from_fn(|table| offsets[table][partition]));
+        }
+        let flush_state = FlushState::new(offsets);
+        let metrics = HistoryMetrics::default();
+        for table in &tables {
+            metrics.files(table.id, &view.files(table.id));
+        }
+        Ok(Arc::new(Self {
+            config,
+            tables: std::array::from_fn(|table| Arc::clone(&tables[table])),
+            view: Arc::new(view),
+            reader: FileReader::new(folder)?,
+            maintenance: SessionContext::new(),
+            committed: watch::Sender::new(flush_state.committed_by_all()),
+            flush_state: tokio::sync::Mutex::new(flush_state),
+            health: Mutex::new(HistoryHealth::Healthy),
+            metrics,
+            hook: Hook::default(),
+        }))
+    }
+
+    /// Where the log is to be read from: the lowest offset that some table still needs.
+    #[must_use]
+    pub fn start_offset(&self, partition: PartitionId) -> Offset {
+        self.committed.borrow().get(partition as usize).copied().unwrap_or_default()
+    }
+
+    /// For each partition the offset before which no table needs the log any more; changes with each flush.
+    #[must_use]
+    pub fn subscribe_committed(&self) -> watch::Receiver<Vec<Offset>> {
+        self.committed.subscribe()
+    }
+
+    /// Memory of rows that no flush has taken yet, bytes.
+    #[must_use]
+    pub fn buffered_bytes(&self) -> usize {
+        self.view.buffered_bytes()
+    }
+
+    /// Whether rows come into files.
+    #[must_use]
+    pub fn health(&self) -> HistoryHealth {
+        self.health.lock().clone()
+    }
+
+    /// Figures for Prometheus.
+    #[must_use]
+    pub fn metrics(&self) -> &HistoryMetrics {
+        &self.metrics
+    }
+}
+
+/// Runs work that blocks or computes for long off the runtime's threads.
+async fn blocking<T: Send + 'static>(
+    what: &'static str,
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(StoreError::Interrupted { what, message: error.to_string() }),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,206 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use arrow::datatypes::Field;
+
+use super::*;
+use crate::tables::TableId;
+
+fn definition() -> TableDefinition {
+    TableDefinition {
+        name: "raw_events".to_owned(),
+        columns: TableId::RawEvents.schema().as_ref().clone(),
+        partition_column: ("date".to_owned(), DataType::Date32),
+        configuration: vec![("delta.checkpointInterval".to_owned(), "50".to_owned())],
+    }
+}
+
+fn open(folder: &Path) -> DeltaLog {
+    DeltaLog::open(folder, &definition()).unwrap()
+}
+
+fn add(path: &str) -> Add {
+    Add {
+        path: path.to_owned(),
+        partition_values: BTreeMap::from([("date".to_owned(), Some("2026-11-23".to_owned()))]),
+        size: 7,
+        modification_time: 1_700_000_000_000,
+        data_change: true,
+        stats: Some(r#"{"numRecords":3}"#.to_owned()),
+    }
+}
+
+fn txn(app_id: &str, version: i64) -> Action {
+    Action::Txn(Transaction { app_id: app_id.to_owned(), version, last_updated: Some(5) })
+}
+
+fn paths(log: &DeltaLog) -> BTreeSet<String> {
+    log.files().map(|add| add.path.clone()).collect()
+}
+
+fn names(folder: &Path) -> BTreeSet<String> {
+    let entries = fs::read_dir(folder.join(LOG_FOLDER)).unwrap();
+    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+#[test]
+fn commits_are_there_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut log = open(folder.path());
+    assert_eq!(log.version(), 0);
+    let first = log.commit("WRITE", vec![Action::Add(add("a")), txn("x/0", 10), txn("x/1", 4)]).unwrap();
+    assert_eq!(first, 1);
+    log.commit("WRITE", vec![Action::Add(add("b")), txn("x/0", 11)]).unwrap();
+    log.commit("OPTIMIZE", vec![Action::Remove(add("a").remove(9, false)), Action::Add(add("c"))]).unwrap();
+
+    for log in [log, open(folder.path())] {
+        assert_eq!(log.version(), 3);
+        assert_eq!(paths(&log), BTreeSet::from(["b".to_owned(), "c".to_owned()]));
+        assert_eq!(log.file("b"), Some(&add("b")));
+        assert_eq!(log.removed().collect::<Vec<_>>(), [&add("a").remove(9, false)]);
+        assert_eq!((log.transaction("x/0"), log.transaction("x/1"), log.transaction("y")), (Some(11), Some(4), None));
+    }
+}
+
+#[test]
+fn a_checkpoint_replaces_older_commits() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut log = open(folder.path());
+    let mut expected = BTreeSet::new();
+    for round in 0..3 {
+        for number in 0..10 {
+            let path = format!("{round}-{number}");
+            log.commit("WRITE", vec![Action::Add(add(&path)), txn("x", round * 10 + number)]).unwrap();
+            expected.insert(path);
+        }
+        log.commit("DELETE", vec![Action::Remove(add(&format!("{round}-0")).remove(8, true))]).unwrap();
+        expected.remove(&format!("{round}-0"));
+        assert_eq!(log.commits_since_checkpoint(), if round == 0 { 12 } else { 11 });
+        log.checkpoint().unwrap();
+        assert_eq!(log.commits_since_checkpoint(), 0);
+    }
+    let names = names(folder.path());
+    // The checkpoint before the last is still there, for those who are reading it.
+    assert_eq!(
+        names.iter().filter(|name| name.ends_with(".checkpoint.parquet")).collect::<Vec<_>>(),
+        ["00000000000000000022.checkpoint.parquet", "00000000000000000033.checkpoint.parquet"]
+    );
+    assert_eq!(names.iter().filter(|name| name.ends_with(".json")).count(), 12, "{names:?}");
+
+    log.commit("WRITE", vec![txn("x", 99)]).unwrap();
+    let mut again = open(folder.path());
+    assert_eq!(again.version(), 34);
+    assert_eq!(paths(&again), expected);
+    assert_eq!(again.file("1-1"), Some(&Add { data_change: false, ..add("1-1") }));
+    assert_eq!(again.removed().count(), 3);
+    assert_eq!(again.transaction("x"), Some(99));
+    assert_eq!(again.metadata, log.metadata);
+
+    // Readers that only know the hint find the same.
+    let hint = fs::read_to_string(folder.path().join(LOG_FOLDER).join("_last_checkpoint")).unwrap();
+    let hint: serde_json::Value = serde_json::from_str(&hint).unwrap();
+    assert_eq!(hint["version"], 33);
+
+    again.forget_removed("0-0");
+    again.checkpoint().unwrap();
+    assert_eq!(open(folder.path()).removed().count(), 2);
+}
+
+#[test]
+fn another_programs_commit_is_not_overwritten() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut log = open(folder.path());
+    let mut other = open(folder.path());
+    other.commit("WRITE", vec![Action::Add(add("theirs"))]).unwrap();
+    let error = log.commit("WRITE", vec![Action::Add(add("ours"))]).unwrap_err();
+    assert!(matches!(error, DeltaError::Conflict { version: 1, .. }), "{error}");
+    assert!(!log.is_unsettled());
+    assert_eq!(paths(&open(folder.path())), BTreeSet::from(["theirs".to_owned()]));
+}
+
+#[test]
+fn a_commit_with_open_outcome_is_settled_by_the_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    for is_on_disk in [false, true] {
+        let mut log = open(folder.path());
+        let next = log.version() + 1;
+        if is_on_disk {
+            open(folder.path()).commit("WRITE", vec![Action::Add(add("a"))]).unwrap();
+        }
+        log.unsettled = true;
+        log.settle().unwrap();
+        assert!(!log.is_unsettled());
+        assert_eq!(log.file("a").is_some(), is_on_disk);
+        assert_eq!(log.commit("WRITE", vec![txn("x", 1)]).unwrap(), next + u64::from(is_on_disk));
+    }
+}
+
+#[test]
+fn what_a_crash_leaves_does_not_count() {
+    let folder = tempfile::tempdir().unwrap();
+    open(folder.path()).commit("WRITE", vec![txn("x", 1)]).unwrap();
+    let log_folder = folder.path().join(LOG_FOLDER);
+    fs::write(log_folder.join(".00000000000000000002.json.tmp"), r#"{"add":{"pa"#).unwrap();
+    fs::write(log_folder.join(".00000000000000000001.checkpoint.parquet.tmp"), "PAR1").unwrap();
+    fs::write(log_folder.join("_last_checkpoint"), "{").unwrap();
+    let mut log = open(folder.path());
+    assert_eq!(log.version(), 1);
+    assert!(!names(folder.path()).iter().any(|name| name.ends_with(".tmp")));
+    assert_eq!(log.commit("WRITE", vec![txn("x", 2)]).unwrap(), 2);
+}
+
+#[test]
+fn damage_is_told_and_not_guessed_around() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut log = open(folder.path());
+    log.commit("WRITE", vec![txn("x", 1)]).unwrap();
+    log.commit("WRITE", vec![txn("x", 2)]).unwrap();
+    let log_folder = folder.path().join(LOG_FOLDER);
+    let path = log_folder.join("00000000000000000001.json");
+    let text = fs::read_to_string(&path).unwrap();
+
+    fs::write(&path, text.replace("\"version\":1", "\"version\":")).unwrap();
+    let error = DeltaLog::open(folder.path(), &definition()).unwrap_err().to_string();
+    assert!(error.contains("00000000000000000001.json is damaged: line 2"), "{error}");
+
+    fs::remove_file(&path).unwrap();
+    let error = DeltaLog::open(folder.path(), &definition()).unwrap_err().to_string();
+    assert!(error.contains("00000000000000000001.json is damaged: the commit is missing"), "{error}");
+}
+
+#[test]
+fn tables_of_others_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut log = open(folder.path());
+    let mut other = definition();
+    other.columns = Schema::new(vec![Field::new("x", DataType::Int64, true)]);
+    let error = DeltaLog::open(folder.path(), &other).unwrap_err();
+    assert!(matches!(error, DeltaError::Schema { .. }), "{error}");
+
+    let protocol = Protocol { min_reader_version: 3, min_writer_version: 7 };
+    assert!(log.commit("UPGRADE", vec![Action::Protocol(protocol)]).is_err());
+    let error = DeltaLog::open(folder.path(), &definition()).unwrap_err();
+    assert!(matches!(error, DeltaError::Protocol { reader: 3, writer: 7, .. }), "{error}");
+}
+
+#[test]
+fn every_table_has_a_delta_schema() {
+    for table in TableId::ALL {
+        let schema = schema_string(&TableDefinition {
+            columns: table.schema().as_ref().clone(),
+            partition_column: (table.period().column().to_owned(), table.period().column_type()),
+            ..definition()
+        });
+        let schema: serde_json::Value = serde_json::from_str(&schema).unwrap();
+        assert_eq!(schema["fields"].as_array().unwrap().len(), table.schema().fields().len() + 1);
+    }
+}
+
+#[test]
+fn table_ids_are_uuids() {
+    let id = random_uuid();
+    let groups: Vec<_> = id.split('-').map(str::len).collect();
+    assert_eq!(groups, [8, 4, 4, 4, 12]);
+    assert_eq!(&id[14..15], "4");
+    assert!("89ab".contains(&id[19..20]));
+    assert_ne!(id, random_uuid());
+}

@@ -1,0 +1,75 @@
+//! What history does on its own: flush by age and size, compaction, retention, checkpoints.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use catchment_types::Timestamp;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::History;
+use super::error::StoreError;
+
+/// How often the amount of buffered rows is looked at.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// Wait after a first failed flush; doubled with each further one.
+const RETRY_WAIT_MIN: Duration = Duration::from_millis(500);
+const RETRY_WAIT_MAX: Duration = Duration::from_secs(30);
+
+impl History {
+    /// Works until `shutdown`, then flushes a last time.
+    pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
+        tokio::join!(self.flush_when_due(&shutdown), self.maintain_when_due(&shutdown));
+        if let Err(error) = self.flush().await {
+            tracing::error!(%error, "the last flush failed; the rows are in the log and come back at the next start");
+        }
+    }
+
+    async fn flush_when_due(&self, shutdown: &CancellationToken) {
+        let mut flushed_at = Instant::now();
+        let mut retry_wait: Option<Duration> = None;
+        while shutdown.run_until_cancelled(sleep(retry_wait.unwrap_or(LOOK_INTERVAL))).await.is_some() {
+            let buffered = self.view.buffered_bytes();
+            self.metrics.buffered(buffered);
+            let is_due = buffered >= self.config.flush_bytes.max(1)
+                || buffered > 0 && flushed_at.elapsed() >= self.config.flush_interval();
+            if !is_due && retry_wait.is_none() {
+                continue;
+            }
+            match self.flush().await {
+                Ok(report) => {
+                    tracing::debug!(?report, "flushed");
+                    flushed_at = Instant::now();
+                    retry_wait = None;
+                }
+                Err(error) => {
+                    let wait = retry_wait.map_or(RETRY_WAIT_MIN, |wait| (wait * 2).min(RETRY_WAIT_MAX));
+                    tracing::error!(%error, retry_in = ?wait, "rows could not be brought into files; they stay in memory and in the log");
+                    retry_wait = Some(wait);
+                }
+            }
+        }
+    }
+
+    async fn maintain_when_due(&self, shutdown: &CancellationToken) {
+        while shutdown.run_until_cancelled(sleep(self.config.maintenance_interval())).await.is_some() {
+            // A merge that is under way is given up at shutdown: its file is an orphan, deleted at the next start.
+            if let Some(Err(error)) = shutdown.run_until_cancelled(self.maintain(Timestamp::now())).await {
+                self.metrics.maintenance_failed();
+                tracing::error!(%error, "maintenance of history failed; it is tried again");
+            }
+        }
+    }
+
+    /// Expires, merges and tidies every table once. Must not run twice at a time: [`History::run`] is the only caller
+    /// besides tests.
+    pub(super) async fn maintain(&self, now: Timestamp) -> Result<(), StoreError> {
+        for table in &self.tables {
+            self.expire(table, now).await?;
+            self.compact(table).await?;
+            self.tidy(table, now).await?;
+            self.metrics.files(table.id, &self.view.files(table.id));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,222 @@
+//! Flush: rows from the shards' memory into files, exactly once.
+//!
+//! A *round* takes the rows of all shards at one moment, with the offset each shard got to, and brings them table by table
+//! into files: sort, write, sync, then one commit that has the files together with the offsets. A round that fails
+//! keeps its rows and is gone on with by the next flush; tables that were done stay done. Whether a table is done is
+//! asked of its log under the same lock as the commit, so that a commit whose answer was lost is not made twice.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arrow::array::RecordBatch;
+use catchment_types::{Offset, Timestamp};
+
+use super::data_file::DataFile;
+use super::error::StoreError;
+use super::hook::{Hook, Step};
+use super::table::{Table, committed, data_files, offset_action};
+use super::writer::{FileWriter, delete_uncommitted, join, pick, shared};
+use super::{History, HistoryHealth, sort};
+use crate::delta::actions::Action;
+use crate::tables::TableId;
+
+const BATCH_ROWS: usize = 8192;
+
+/// What a flush did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FlushReport {
+    /// Rows brought into files, all tables.
+    pub rows: u64,
+    /// Files written.
+    pub files: usize,
+    /// Their size, bytes.
+    pub bytes: u64,
+    /// Time taken.
+    pub took: Duration,
+}
+
+/// How far flushes got.
+pub(super) struct FlushState {
+    /// For each table and partition, the offset after the last event whose rows are committed.
+    committed: [Vec<Offset>; TableId::COUNT],
+    /// A round that failed, to be gone on with.
+    round: Option<Round>,
+}
+
+/// Rows on their way into files.
+struct Round {
+    /// For each partition, the offset after the last event whose rows are in this round or were in one before.
+    next: Vec<Offset>,
+    /// Tables whose rows are not in files yet.
+    pending: [bool; TableId::COUNT],
+}
+
+impl FlushState {
+    pub(super) fn new(committed: [Vec<Offset>; TableId::COUNT]) -> Self {
+        Self { committed, round: None }
+    }
+
+    /// For each partition, the offset before which no table needs the log any more.
+    pub(super) fn committed_by_all(&self) -> Vec<Offset> {
+        let partitions = self.committed[0].len();
+        let lowest = |partition| self.committed.iter().map(|offsets| offsets[partition]).min();
+        (0..partitions).map(|partition| lowest(partition).unwrap_or_default()).collect()
+    }
+}
+
+impl History {
+    /// Brings every row that is in memory now into files, and tells [`History::subscribe_committed`].
+    ///
+    /// # Errors
+    /// When the disk refuses. Nothing is lost: the rows stay in memory and queries see them; the next flush goes on.
+    pub async fn flush(&self) -> Result<FlushReport, StoreError> {
+        let started = Instant::now();
+        let mut state = self.flush_state.lock().await;
+        let mut report = FlushReport::default();
+        let result = self.flush_locked(&mut state, &mut report).await;
+        report.took = started.elapsed();
+        self.tell_outcome(report.took, result.as_ref().err());
+        result.map(|()| report)
+    }
+
+    async fn flush_locked(&self, state: &mut FlushState, report: &mut FlushReport) -> Result<(), StoreError> {
+        self.finish_round(state, report).await?;
+        state.round = Some(Round { next: self.view.rotate(), pending: [true; TableId::COUNT] });
+        self.hook.at(Step::Rotated)?;
+        self.finish_round(state, report).await
+    }
+
+    /// Brings the round's tables into files, one after the other.
+    async fn finish_round(&self, state: &mut FlushState, report: &mut FlushReport) -> Result<(), StoreError> {
+        let Some(round) = &mut state.round else { return Ok(()) };
+        for table in &self.tables {
+            if !round.pending[table.id.index()] {
+                continue;
+            }
+            let committed = &mut state.committed[table.id.index()];
+            // While the log is read again after a start, a round can end before what the table has already.
+            let next: Vec<_> =
+                round.next.iter().zip(&*committed).map(|(&next, &committed)| next.max(committed)).collect();
+            let job = TableFlush {
+                table: Arc::clone(table),
+                rows: self.view.flushing(table.id),
+                start: committed.clone(),
+                next: next.clone(),
+                hook: self.hook.clone(),
+            };
+            let rows = job.rows.iter().map(|rows| rows.num_rows() as u64).sum();
+            let files = super::blocking("flush", move || job.run()).await?;
+            self.hook.at(Step::Committed(table.id))?;
+            let bytes = files.iter().map(|file| file.bytes).sum();
+            report.rows += rows;
+            report.files += files.len();
+            report.bytes += bytes;
+            self.metrics.flushed(table.id, rows, bytes);
+            self.view.flushed(table.id, files);
+            *committed = next;
+            round.pending[table.id.index()] = false;
+            self.hook.at(Step::Swapped(table.id))?;
+        }
+        state.round = None;
+        self.committed.send_replace(state.committed_by_all());
+        Ok(())
+    }
+
+    fn tell_outcome(&self, took: Duration, error: Option<&StoreError>) {
+        let mut health = self.health.lock();
+        match error {
+            None => {
+                self.metrics.flush_succeeded(took);
+                *health = HistoryHealth::Healthy;
+            }
+            Some(error) => {
+                self.metrics.flush_failed();
+                let message = error.to_string();
+                *health = match &*health {
+                    HistoryHealth::Healthy => {
+                        HistoryHealth::Failing { since: Timestamp::now(), attempts: 1, message }
+                    }
+                    HistoryHealth::Failing { since, attempts, .. } => {
+                        HistoryHealth::Failing { since: *since, attempts: attempts.saturating_add(1), message }
+                    }
+                };
+            }
+        }
+    }
+}
+
+/// The part of a round that one table has, off the runtime's threads.
+struct TableFlush {
+    table: Arc<Table>,
+    rows: Vec<RecordBatch>,
+    start: Vec<Offset>,
+    next: Vec<Offset>,
+    hook: Hook,
+}
+
+impl TableFlush {
+    /// Returns the files that have the rows; all of the table's when an earlier attempt had committed them.
+    fn run(self) -> Result<Vec<Arc<DataFile>>, StoreError> {
+        if let Some(files) = self.already_done()? {
+            return Ok(files);
+        }
+        if self.rows.is_empty() && self.next == self.start {
+            return Ok(Vec::new());
+        }
+        let files = self.write_files()?;
+        // A test's failure here must leave the files as a crash would.
+        self.hook.at(Step::Written(self.table.id))?;
+
+        let now_ms = Timestamp::now().as_micros() / 1000;
+        let moved = (0..).zip(&self.next).zip(&self.start).filter(|((_, next), start)| next != start);
+        let mut actions: Vec<_> =
+            moved.map(|((partition, &next), _)| offset_action(partition, next, now_ms)).collect();
+        actions.extend(files.iter().map(|file| Action::Add(file.to_add(self.table.id, true))));
+
+        let mut log = self.table.log.lock();
+        if committed(&log, self.start.len()) != self.start {
+            // A flush that was given up by its caller went on, and was first.
+            delete_uncommitted(&self.table.folder, &files);
+            return Ok(data_files(self.table.id, &log));
+        }
+        match log.commit("WRITE", actions) {
+            Ok(_) => Ok(shared(files)),
+            Err(error) => {
+                if !log.is_unsettled() {
+                    delete_uncommitted(&self.table.folder, &files);
+                }
+                Err(error.into())
+            }
+        }
+    }
+
+    /// The table's files, when an attempt before this one committed and its answer was lost.
+    fn already_done(&self) -> Result<Option<Vec<Arc<DataFile>>>, StoreError> {
+        let mut log = self.table.log.lock();
+        log.settle()?;
+        let done = committed(&log, self.start.len()) != self.start;
+        Ok(done.then(|| data_files(self.table.id, &log)))
+    }
+
+    fn write_files(&self) -> Result<Vec<DataFile>, StoreError> {
+        let mut files = Vec::new();
+        let result = self.write_files_into(&mut files);
+        if result.is_err() {
+            delete_uncommitted(&self.table.folder, &files);
+        }
+        result.map(|()| files)
+    }
+
+    fn write_files_into(&self, files: &mut Vec<DataFile>) -> Result<(), StoreError> {
+        let id = self.table.id;
+        let rows = join(id, &self.rows)?;
+        for (period, numbers) in sort::by_period(id, &rows) {
+            let mut writer = FileWriter::create(id, &self.table.folder, &period)?;
+            for numbers in numbers.chunks(BATCH_ROWS) {
+                writer.write(&pick(id, &rows, numbers)?)?;
+            }
+            files.push(writer.finish()?);
+        }
+        Ok(())
+    }
+}

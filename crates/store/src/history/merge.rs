@@ -1,0 +1,188 @@
+//! Compaction: many small files of a day become one, in order.
+//!
+//! Files of about one size are merged, so that a row is rewritten only a few times on its way into a large file. The
+//! merge streams: it holds a few thousand rows of each file. Rollups of equal keys become one row.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use catchment_types::Timestamp;
+use datafusion::functions_aggregate::{min_max, sum};
+use datafusion::logical_expr::AggregateUDF;
+use datafusion::physical_expr::aggregate::AggregateExprBuilder;
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::aggregates::{AggregateExec, AggregateMode, PhysicalGroupBy};
+use datafusion::physical_plan::expressions::col;
+use datafusion::physical_plan::sorts::sort_preserving_merge::SortPreservingMergeExec;
+use futures::StreamExt;
+
+use super::data_file::DataFile;
+use super::error::StoreError;
+use super::table::Table;
+use super::writer::{FileWriter, delete_uncommitted};
+use super::{History, blocking};
+use crate::delta::actions::Action;
+use crate::tables::TableId;
+
+/// Rows of each file in memory at a time.
+const BATCH_ROWS: usize = 1024;
+/// Files in one merge; each holds a row group in memory.
+const FILES_MAX: usize = 16;
+/// Files up to this size are of the lowest tier; each tier is four times the one before.
+const TIER_BYTES: u64 = 256 << 10;
+
+impl History {
+    /// Merges files of the table until no day or month has too many small ones.
+    pub(super) async fn compact(&self, table: &Arc<Table>) -> Result<(), StoreError> {
+        while let Some(files) =
+            due(&self.view.files(table.id), self.config.compact_files_min, self.config.compact_bytes_max)
+        {
+            let merged = self.merge(table, &files).await?;
+            self.metrics.compacted(table.id, files.len());
+            tracing::debug!(table = table.id.name(), period = merged.period, files = files.len(), bytes = merged.bytes, "merged files");
+            self.view.replaced(table.id, &files, vec![merged]);
+        }
+        Ok(())
+    }
+
+    /// Writes and commits one file in place of `files`, which are of one period.
+    async fn merge(&self, table: &Arc<Table>, files: &[Arc<DataFile>]) -> Result<Arc<DataFile>, StoreError> {
+        let context = self.maintenance.task_ctx();
+        let (scan, order) =
+            self.reader.scan_in_order(&context.runtime_env(), table.id, files, BATCH_ROWS)?;
+        let mut plan: Arc<dyn ExecutionPlan> = Arc::new(SortPreservingMergeExec::new(order, scan));
+        if table.id == TableId::MetricRollups {
+            plan = merge_states(plan)?;
+        }
+        let mut rows = plan.execute(0, context)?;
+        let (table, files) = (Arc::clone(table), files.to_vec());
+        let runtime = tokio::runtime::Handle::current();
+        blocking("merge", move || {
+            let period = files.first().map_or("", |file| file.period.as_str());
+            let mut writer = FileWriter::create(table.id, &table.folder, period)?;
+            while let Some(batch) = runtime.block_on(rows.next()) {
+                writer.write(&with_schema(table.id, &batch?)?)?;
+            }
+            let merged = writer.finish()?;
+            commit(&table, &files, &merged)?;
+            Ok(Arc::new(merged))
+        })
+        .await
+    }
+}
+
+fn commit(table: &Table, old: &[Arc<DataFile>], merged: &DataFile) -> Result<(), StoreError> {
+    let now_ms = Timestamp::now().as_micros() / 1000;
+    let mut log = table.log.lock();
+    let removes: Vec<_> = old.iter().filter_map(|file| log.file(&file.path)).collect();
+    let mut actions: Vec<_> = removes.iter().map(|add| Action::Remove(add.remove(now_ms, false))).collect();
+    actions.push(Action::Add(merged.to_add(table.id, false)));
+    let result = log.commit("OPTIMIZE", actions);
+    if result.is_err() && !log.is_unsettled() {
+        delete_uncommitted(&table.folder, std::slice::from_ref(merged));
+    }
+    result?;
+    Ok(())
+}
+
+/// Files of one period that are to be merged now, oldest first.
+fn due(files: &[Arc<DataFile>], files_min: usize, bytes_max: u64) -> Option<Vec<Arc<DataFile>>> {
+    let mut periods = BTreeMap::<&str, Vec<&Arc<DataFile>>>::new();
+    for file in files.iter().filter(|file| file.bytes < bytes_max) {
+        periods.entry(&file.period).or_default().push(file);
+    }
+    periods.into_values().find_map(|files| {
+        let mut tiers = BTreeMap::<u32, usize>::new();
+        for file in &files {
+            *tiers.entry(tier(file.bytes)).or_default() += 1;
+        }
+        let (&full, _) = tiers.iter().find(|&(_, &count)| count >= files_min.max(2))?;
+        let mut bytes = 0;
+        let merge: Vec<_> = files
+            .into_iter()
+            .filter(|file| tier(file.bytes) <= full)
+            .take(FILES_MAX)
+            .take_while(|file| {
+                bytes += file.bytes;
+                bytes - file.bytes < bytes_max
+            })
+            .cloned()
+            .collect();
+        (merge.len() > 1).then_some(merge)
+    })
+}
+
+fn tier(bytes: u64) -> u32 {
+    (bytes / TIER_BYTES).checked_ilog(4).map_or(0, |tier| tier + 1)
+}
+
+/// Sum of sums and counts, lowest of the lowest, highest of the highest, for each key; streaming, as the input is in the
+/// order of the keys.
+fn merge_states(input: Arc<dyn ExecutionPlan>) -> datafusion::error::Result<Arc<dyn ExecutionPlan>> {
+    let schema = input.schema();
+    let key = |name: &str| Ok((col(name, &schema)?, name.to_owned()));
+    let keys = ["device_id", "time_bucket", "metric_name"]
+        .into_iter()
+        .map(key)
+        .collect::<datafusion::error::Result<_>>()?;
+    let state = |function: Arc<AggregateUDF>, name: &str| {
+        AggregateExprBuilder::new(function, vec![col(name, &schema)?])
+            .schema(Arc::clone(&schema))
+            .alias(name)
+            .build()
+            .map(Arc::new)
+    };
+    let states = vec![
+        state(sum::sum_udaf(), "sum_value")?,
+        state(min_max::min_udaf(), "min_value")?,
+        state(min_max::max_udaf(), "max_value")?,
+        state(sum::sum_udaf(), "count")?,
+    ];
+    let no_filters = vec![None; states.len()];
+    let group_by = PhysicalGroupBy::new_single(keys);
+    Ok(Arc::new(AggregateExec::try_new(AggregateMode::Single, group_by, states, no_filters, input, schema)?))
+}
+
+/// Aggregates are nullable by type; none is null here.
+fn with_schema(table: TableId, rows: &RecordBatch) -> Result<RecordBatch, StoreError> {
+    RecordBatch::try_new(table.schema(), rows.columns().to_vec())
+        .map_err(|source| StoreError::Rows { table: table.name(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(name: u32, period: &str, bytes: u64) -> Arc<DataFile> {
+        Arc::new(DataFile {
+            path: format!("{period}/{name}"),
+            period: period.to_owned(),
+            bytes,
+            written_at: Timestamp(0),
+            stats: None,
+        })
+    }
+
+    #[test]
+    fn only_files_of_one_period_and_about_one_size_are_merged() {
+        let mut files: Vec<_> = (0..3).map(|name| file(name, "a", 1000)).collect();
+        files.extend((3..6).map(|name| file(name, "b", 1000)));
+        assert_eq!(due(&files, 4, 1 << 30), None);
+        assert_eq!(due(&files, 3, 1 << 30).unwrap(), files[..3]);
+        // A large one stays out, a small one goes in with the larger.
+        let mut files: Vec<_> = (0..3).map(|name| file(name, "a", 1 << 20)).collect();
+        files.extend([file(3, "a", 1 << 26), file(4, "a", 10)]);
+        let merged = due(&files, 3, 1 << 30).unwrap();
+        assert_eq!(merged, [0, 1, 2, 4].map(|index: usize| Arc::clone(&files[index])));
+    }
+
+    #[test]
+    fn a_merge_is_bounded() {
+        let files: Vec<_> = (0..100).map(|name| file(name, "a", 10)).collect();
+        assert_eq!(due(&files, 2, 1 << 30).unwrap().len(), FILES_MAX);
+        let files: Vec<_> = (0..10).map(|name| file(name, "a", 60)).collect();
+        assert_eq!(due(&files, 2, 100).unwrap().len(), 2);
+        assert_eq!(due(&files, 2, 60), None);
+    }
+}

@@ -1,0 +1,168 @@
+//! History's tables for DataFusion: memory and files as one.
+
+use std::fmt;
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef;
+use async_trait::async_trait;
+use datafusion::catalog::{
+    CatalogProvider, MemoryCatalogProvider, MemorySchemaProvider, SchemaProvider, Session, TableProvider,
+};
+use datafusion::common::DFSchema;
+use datafusion::datasource::memory::MemorySourceConfig;
+use datafusion::datasource::{ViewTable, provider_as_source};
+use datafusion::error::Result;
+use datafusion::execution::context::SessionContext;
+use datafusion::functions_aggregate::expr_fn::{max, min, sum};
+use datafusion::logical_expr::utils::conjunction;
+use datafusion::logical_expr::{
+    Expr, LogicalPlanBuilder, TableProviderFilterPushDown, TableType, cast, col,
+};
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::union::UnionExec;
+
+use super::History;
+use super::prune::prune;
+use super::scan::{FileReader, Request};
+use super::view::View;
+use crate::tables::TableId;
+
+/// SQL name of the view over the rollups.
+pub const AGGREGATED_METRICS: &str = "aggregated_metrics";
+/// SQL catalog of history's tables.
+pub const CATALOG: &str = "catchment";
+
+const AGGREGATED_METRICS_SQL: &str = "SELECT device_id, time_bucket, metric_name, \
+    sum(sum_value) / sum(count) AS avg_value, min(min_value) AS min_value, max(max_value) AS max_value, \
+    sum(count) AS count FROM metric_rollups GROUP BY device_id, time_bucket, metric_name";
+
+impl History {
+    /// A table for SQL. Each scan sees every row exactly once, wherever it is at that moment.
+    #[must_use]
+    pub fn table_provider(&self, table: TableId) -> Arc<dyn TableProvider> {
+        Arc::new(HistoryTable { table, view: Arc::clone(&self.view), reader: self.reader.clone() })
+    }
+
+    /// Registers the tables and the view `aggregated_metrics` in the schema `catchment.main`, both of which are made
+    /// where they are missing.
+    ///
+    /// # Errors
+    /// When the catalog refuses, for instance because a table of the name is there already.
+    pub fn register_tables(&self, context: &SessionContext) -> Result<()> {
+        let catalog = match context.catalog(CATALOG) {
+            Some(catalog) => catalog,
+            None => {
+                let catalog: Arc<dyn CatalogProvider> = Arc::new(MemoryCatalogProvider::new());
+                context.register_catalog(CATALOG, Arc::clone(&catalog));
+                catalog
+            }
+        };
+        let realm = catchment_types::DEFAULT_REALM;
+        let schema = match catalog.schema(realm) {
+            Some(schema) => schema,
+            None => {
+                let schema: Arc<dyn SchemaProvider> = Arc::new(MemorySchemaProvider::new());
+                catalog.register_schema(realm, Arc::clone(&schema))?;
+                schema
+            }
+        };
+        for table in TableId::ALL {
+            schema.register_table(table.name().to_owned(), self.table_provider(table))?;
+        }
+        schema.register_table(AGGREGATED_METRICS.to_owned(), self.aggregated_metrics()?)?;
+        Ok(())
+    }
+
+    /// The view that finishes the rollups' partial states. Filters on device, metric and time reach the files.
+    ///
+    /// # Errors
+    /// None is expected: the plan is fixed.
+    pub fn aggregated_metrics(&self) -> Result<Arc<dyn TableProvider>> {
+        let rollups = TableId::MetricRollups;
+        let keys = || ["device_id", "time_bucket", "metric_name"].map(col);
+        let plan =
+            LogicalPlanBuilder::scan(rollups.name(), provider_as_source(self.table_provider(rollups)), None)?
+                .aggregate(keys(), [
+                    sum(col("sum_value")).alias("sum_value"),
+                    min(col("min_value")).alias("min_value"),
+                    max(col("max_value")).alias("max_value"),
+                    sum(col("count")).alias("count"),
+                ])?
+                .project(keys().into_iter().chain([
+                    (col("sum_value") / cast(col("count"), arrow::datatypes::DataType::Float64))
+                        .alias("avg_value"),
+                    col("min_value"),
+                    col("max_value"),
+                    col("count"),
+                ]))?
+                .build()?;
+        Ok(Arc::new(ViewTable::new(plan, Some(AGGREGATED_METRICS_SQL.to_owned()))))
+    }
+}
+
+struct HistoryTable {
+    table: TableId,
+    view: Arc<View>,
+    reader: FileReader,
+}
+
+impl fmt::Debug for HistoryTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("HistoryTable").field(&self.table.name()).finish()
+    }
+}
+
+#[async_trait]
+impl TableProvider for HistoryTable {
+    fn schema(&self) -> SchemaRef {
+        self.table.schema()
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
+        Ok(vec![TableProviderFilterPushDown::Inexact; filters.len()])
+    }
+
+    async fn scan(
+        &self,
+        state: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        filters: &[Expr],
+        limit: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let schema = self.table.schema();
+        let predicate = match conjunction(filters.iter().cloned()) {
+            Some(filter) => {
+                let columns = DFSchema::try_from(Arc::clone(&schema))?;
+                Some(state.create_physical_expr(filter, &columns)?)
+            }
+            None => None,
+        };
+        let snapshot = self.view.snapshot(self.table);
+        let files = match &predicate {
+            Some(predicate) => prune(self.table, &snapshot.files, predicate),
+            None => snapshot.files.to_vec(),
+        };
+        let mut inputs: Vec<Arc<dyn ExecutionPlan>> = Vec::with_capacity(2);
+        if !snapshot.memory.is_empty() || files.is_empty() {
+            inputs.push(MemorySourceConfig::try_new_exec(
+                &[snapshot.memory],
+                Arc::clone(&schema),
+                projection.cloned(),
+            )?);
+        }
+        if !files.is_empty() {
+            // A limit with filters counts rows after them, which the scan alone cannot.
+            let limit = if predicate.is_none() { limit } else { None };
+            let request = Request { projection, predicate, limit };
+            inputs.push(self.reader.scan(state, self.table, &files, request)?);
+        }
+        match inputs.len() {
+            1 => Ok(inputs.remove(0)),
+            _ => UnionExec::try_new(inputs),
+        }
+    }
+}

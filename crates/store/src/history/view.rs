@@ -1,0 +1,100 @@
+//! What a query sees: every row once, wherever it is at that moment.
+//!
+//! A row is in a shard's buffer, then in `flushing`, then in a file. It moves under the write lock, and a query takes its
+//! snapshot under the read lock; so no query misses a row or sees it twice. Shards are locked within, never the other way round.
+
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use catchment_types::Offset;
+use parking_lot::RwLock;
+
+use super::data_file::{DataFile, FileList};
+use crate::shard::Shard;
+use crate::tables::TableId;
+
+/// The rows of all tables, in memory and on disk.
+pub(super) struct View {
+    shards: Vec<Arc<Shard>>,
+    state: RwLock<State>,
+}
+
+#[derive(Default)]
+struct State {
+    flushing: [Vec<RecordBatch>; TableId::COUNT],
+    files: [FileList; TableId::COUNT],
+}
+
+/// One table at one moment.
+pub(super) struct TableSnapshot {
+    /// Rows that are not in files yet.
+    pub(super) memory: Vec<RecordBatch>,
+    /// Files.
+    pub(super) files: FileList,
+}
+
+impl View {
+    pub(super) fn new(shards: Vec<Arc<Shard>>) -> Self {
+        Self { shards, state: RwLock::default() }
+    }
+
+    pub(super) fn shards(&self) -> &[Arc<Shard>] {
+        &self.shards
+    }
+
+    pub(super) fn buffered_bytes(&self) -> usize {
+        self.shards.iter().map(|shard| shard.buffered_bytes()).sum()
+    }
+
+    pub(super) fn snapshot(&self, table: TableId) -> TableSnapshot {
+        let state = self.state.read();
+        let mut memory = state.flushing[table.index()].clone();
+        for shard in &self.shards {
+            memory.extend(shard.rows(table).into_iter().filter(|rows| rows.num_rows() > 0));
+        }
+        TableSnapshot { memory, files: Arc::clone(&state.files[table.index()]) }
+    }
+
+    pub(super) fn files(&self, table: TableId) -> FileList {
+        Arc::clone(&self.state.read().files[table.index()])
+    }
+
+    /// Takes the shards' rows for a flush; returns the offset each shard got to. What was taken before must be in files.
+    pub(super) fn rotate(&self) -> Vec<Offset> {
+        let mut state = self.state.write();
+        self.shards
+            .iter()
+            .map(|shard| {
+                let taken = shard.take_rows();
+                for (flushing, rows) in state.flushing.iter_mut().zip(taken.tables) {
+                    flushing.extend(rows.into_iter().filter(|rows| rows.num_rows() > 0));
+                }
+                taken.next_offset
+            })
+            .collect()
+    }
+
+    pub(super) fn flushing(&self, table: TableId) -> Vec<RecordBatch> {
+        self.state.read().flushing[table.index()].clone()
+    }
+
+    /// A flush committed: the table's files are these now, and they have the rows that were flushing.
+    pub(super) fn flushed(&self, table: TableId, files: Vec<Arc<DataFile>>) {
+        let mut state = self.state.write();
+        state.flushing[table.index()].clear();
+        replace(&mut state.files[table.index()], &[], files);
+    }
+
+    /// Files took the place of others, or of nothing.
+    pub(super) fn replaced(&self, table: TableId, old: &[Arc<DataFile>], new: Vec<Arc<DataFile>>) {
+        replace(&mut self.state.write().files[table.index()], old, new);
+    }
+}
+
+/// Idempotent: a file that is there already is not added again.
+fn replace(files: &mut FileList, old: &[Arc<DataFile>], new: Vec<Arc<DataFile>>) {
+    let files = Arc::make_mut(files);
+    files.retain(|file| !old.iter().chain(&new).any(|other| other.path == file.path));
+    files.extend(new);
+    files.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+}
