@@ -91,11 +91,9 @@ impl EmbeddedLog {
             ));
             partition.counters.damage.store(recovered.damage, Ordering::Relaxed);
             log.partitions.push(partition.clone());
-            if let Some(writer) = Writer::new(partition, recovered, config.clone(), device.clone()) {
-                let thread = std::thread::Builder::new().name(format!("log-p{id:04}"));
-                let thread = thread.spawn(move || writer.run()).while_trying("start the writer of", &path)?;
-                log.writers.push(thread);
-            }
+            let writer = Writer::new(partition, recovered, config.clone(), device.clone());
+            let thread = std::thread::Builder::new().name(format!("log-p{id:04}"));
+            log.writers.push(thread.spawn(move || writer.run()).while_trying("start the writer of", &path)?);
         }
         Ok(Arc::new(log))
     }

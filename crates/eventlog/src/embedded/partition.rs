@@ -15,6 +15,9 @@ use super::segment::{Segment, SegmentRead};
 use super::tail::Tail;
 use crate::{EventBlock, LogError, LogStats, Pending, ReadBatch};
 
+/// Releasing goes no further, since offsets go on from there and must not run out.
+const RELEASE_MAX: Offset = 1 << 62;
+
 /// A partition while the log is open.
 #[derive(Debug)]
 pub(super) struct Partition {
@@ -160,7 +163,7 @@ impl Partition {
     }
 
     pub(super) fn release(&self, before: Offset) {
-        self.released.fetch_max(before, Ordering::AcqRel);
+        self.released.fetch_max(before.min(RELEASE_MAX), Ordering::AcqRel);
     }
 
     /// Nothing before this offset is needed any more.

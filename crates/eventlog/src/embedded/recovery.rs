@@ -3,6 +3,8 @@
 //! Only the last segment is read whole: the ones before were durable before it was begun. Their damage, if any, is
 //! found when they are read.
 
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -18,13 +20,15 @@ use super::segment::Segment;
 /// A partition as found on disk.
 pub(super) struct Recovered {
     pub(super) folder: Folder,
-    /// At least one; the last is written on.
+    /// In order; the last is `active`.
     pub(super) segments: Vec<Arc<Segment>>,
-    /// Where in the last segment to write on.
+    /// The segment to write on.
+    pub(super) active: Arc<Segment>,
+    /// Where in it to write on.
     pub(super) position: u64,
     /// Offset of the next event.
     pub(super) next_offset: Offset,
-    /// Corrupted places in the last segment.
+    /// Corrupted places in it.
     pub(super) damage: u64,
 }
 
@@ -34,34 +38,32 @@ pub(super) fn recover(
     segment_bytes: u64,
     device: &dyn Device,
 ) -> Result<Recovered, OpenError> {
-    let (mut folder, mut segments) = Folder::open(path, segment_bytes)?;
-    if segments.is_empty() {
-        let segment = folder.create(0).while_trying("create a segment in", folder.path())?;
-        segments.push(segment);
+    let (mut folder, mut sealed) = Folder::open(path, segment_bytes)?;
+    let active = match sealed.pop() {
+        Some(last) => Arc::new(last),
+        None => Arc::new(folder.create(0).while_trying("create a segment in", folder.path())?),
+    };
+    for segment in &sealed {
+        segment.load_started_at().while_trying("read", segment.path())?;
+        segment.set_written(segment.allocated());
     }
-    let mut recovered = Recovered { folder, segments: Vec::new(), position: 0, next_offset: 0, damage: 0 };
-    if let Some(last) = segments.pop() {
-        for sealed in segments {
-            sealed.load_started_at().while_trying("read", sealed.path())?;
-            sealed.set_written(sealed.allocated());
-            recovered.segments.push(Arc::new(sealed));
-        }
-        recovered.scan_last(&last).while_trying("read", last.path())?;
-        recovered.cut(&last, device).while_trying("cut the torn tail of", last.path())?;
-        last.set_written(recovered.position);
-        recovered.segments.push(Arc::new(last));
-    }
+    let segments = sealed.into_iter().map(Arc::new).chain([active.clone()]).collect();
+    let next_offset = active.base();
+    let mut recovered = Recovered { folder, segments, active, position: 0, next_offset, damage: 0 };
+    recovered.scan().while_trying("read", recovered.active.path())?;
+    recovered.cut(device).while_trying("cut the torn tail of", recovered.active.path())?;
+    recovered.active.set_written(recovered.position);
     Ok(recovered)
 }
 
 impl Recovered {
-    fn scan_last(&mut self, last: &Segment) -> std::io::Result<()> {
-        self.next_offset = last.base();
-        let mut scanner = Scanner::new(last, 0, last.allocated());
+    /// Finds the end of the active segment.
+    fn scan(&mut self) -> io::Result<()> {
+        let mut scanner = Scanner::new(&self.active, 0, self.active.allocated());
         while let Some(found) = scanner.next(0)? {
             match found {
                 Found::Block { header, .. } => self.next_offset = header.end_offset(),
-                Found::Damage { position } => self.damage += last.report_damage(position),
+                Found::Damage { position } => self.damage += self.active.report_damage(position),
             }
         }
         self.position = scanner.position();
@@ -69,9 +71,8 @@ impl Recovered {
     }
 
     /// Blanks the header after the last valid block, so that what a torn write left is not looked at again.
-    fn cut(&self, last: &Segment, device: &dyn Device) -> std::io::Result<()> {
-        use std::os::unix::fs::FileExt;
-
+    fn cut(&self, device: &dyn Device) -> io::Result<()> {
+        let last = &self.active;
         let room = last.allocated().saturating_sub(self.position).min(HEADER_BYTES as u64) as usize;
         let mut bytes = [0; HEADER_BYTES];
         last.file().read_exact_at(&mut bytes[..room], self.position)?;

@@ -2,7 +2,8 @@
 //!
 //! Damage is a place without a valid block that has a valid block somewhere after it. A place with nothing valid
 //! after it is the end: room never written, blocks of an earlier life of the file, or the torn tail of a write that
-//! the machine did not survive.
+//! the machine did not survive. Should only a later block of one torn group have reached the disk, what is missing
+//! before it is taken for damage, though it was never acknowledged: better told than lost without a word.
 
 use std::fs::File;
 use std::io;

@@ -48,6 +48,8 @@ pub(super) struct Writer {
     /// When unsynced bytes are to be written out, for [`SyncPolicy::IntervalMs`].
     sync_due: Option<Instant>,
     retention_due: Instant,
+    /// Whether the last group found no room.
+    full: bool,
 }
 
 /// Why a group was not written.
@@ -65,9 +67,8 @@ impl Writer {
         recovered: Recovered,
         config: LogConfig,
         device: Arc<dyn Device>,
-    ) -> Option<Self> {
-        let active = recovered.segments.last()?.clone();
-        Some(Self {
+    ) -> Self {
+        Self {
             retention: Retention::new(&config),
             encoder: Encoder::new(config.compression),
             placed: Vec::new(),
@@ -75,13 +76,14 @@ impl Writer {
             partition,
             device,
             folder: recovered.folder,
-            active,
+            active: recovered.active,
             position: recovered.position,
             next_offset: recovered.next_offset,
             config,
             sync_due: None,
             retention_due: Instant::now(),
-        })
+            full: false,
+        }
     }
 
     /// Works until the queue is closed and empty.
@@ -91,14 +93,11 @@ impl Writer {
         loop {
             let deadline = self.sync_due.map_or(self.retention_due, |due| due.min(self.retention_due));
             let taken = self.partition.queue.take(&mut group, self.group_bytes_max, deadline);
-            if self.config.linger_us > 0 && taken == Taken::Group {
-                std::thread::sleep(Duration::from_micros(self.config.linger_us.into()));
-                let bytes = group.iter().map(|submission| submission.batch.as_bytes().len()).sum();
-                let room = self.group_bytes_max.saturating_sub(bytes);
-                self.partition.queue.take(&mut group, room, Instant::now());
-            }
             let result = match taken {
-                Taken::Group => self.commit(&mut group),
+                Taken::Group => {
+                    self.linger(&mut group);
+                    self.commit(&mut group)
+                }
                 Taken::Timeout => Ok(()),
                 Taken::Closed => self.sync_at_close(),
             };
@@ -112,15 +111,25 @@ impl Writer {
         }
     }
 
+    /// Waits for more to come into the group, if configured.
+    fn linger(&self, group: &mut Vec<Submission>) {
+        if self.config.linger_us > 0 {
+            std::thread::sleep(Duration::from_micros(self.config.linger_us.into()));
+            let bytes = group.iter().map(|submission| submission.batch.as_bytes().len()).sum();
+            let room = self.group_bytes_max.saturating_sub(bytes);
+            self.partition.queue.take(group, room, Instant::now());
+        }
+    }
+
     /// Writes a group and completes it. `Err` only if the device failed; the group is still to be completed then.
     fn commit(&mut self, group: &mut Vec<Submission>) -> io::Result<()> {
         // What the sinks have is never given away anew, even if the log lost its end (not synced, or damaged).
         self.next_offset = self.next_offset.max(self.partition.released());
         let blocks = into_blocks(group, self.next_offset);
         match self.write(&blocks) {
-            Ok(()) => {}
+            Ok(()) => self.tell_room(true),
             Err(GroupError::Full) => {
-                tracing::warn!(path = %self.partition.path.display(), "no room left for the event log: appends are refused");
+                self.tell_room(false);
                 let path = self.partition.path.clone();
                 self.partition.queue.complete(group, Err(LogError::Full { path }));
                 return Ok(());
@@ -141,6 +150,19 @@ impl Writer {
         self.partition.queue.complete(group, Ok(first_offset));
         self.partition.notify();
         Ok(())
+    }
+
+    /// Logs when the disk gets full and when it has room again, not for every group in between.
+    fn tell_room(&mut self, room: bool) {
+        let path = self.partition.path.display();
+        match (room, self.full) {
+            (false, false) => {
+                tracing::error!(%path, "the disk is full: the event log refuses appends until there is room")
+            }
+            (true, true) => tracing::info!(%path, "the disk has room again: the event log goes on"),
+            _ => {}
+        }
+        self.full = !room;
     }
 
     /// Brings blocks to disk as durably as configured. On error the position is as before.

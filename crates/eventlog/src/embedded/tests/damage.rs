@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 
-use super::super::format::HEADER_BYTES;
 use super::super::scan::{Found, Scanner};
 use super::super::segment::Segment;
 use super::*;
