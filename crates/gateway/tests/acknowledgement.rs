@@ -1,5 +1,7 @@
 //! An acknowledgement comes after the event is durable, in order, and never for one that is not.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::time::Duration;
@@ -29,7 +31,10 @@ async fn nothing_is_acknowledged_before_it_is_durable() {
         client.expect(&[0x70, 2, 0, 8]).await;
         assert_eq!(server.log.payloads(), ["a", "b", "c"]);
         let kept = &server.log.kept()[0];
-        assert_eq!((kept.device_id.as_str(), kept.event_type.as_str(), kept.topic.as_str()), ("d1", "state", TOPIC));
+        assert_eq!(
+            (kept.device_id.as_str(), kept.event_type.as_str(), kept.topic.as_str()),
+            ("d1", "state", TOPIC)
+        );
     }
 }
 
@@ -73,7 +78,9 @@ async fn reading_goes_on_while_the_log_works_and_stops_at_the_limit() {
     let (mut reader, mut writer) = client.0.into_split();
     let writing = tokio::spawn(async move {
         for id in 51..=5000u16 {
-            tokio::io::AsyncWriteExt::write_all(&mut writer, &publish(false, TOPIC, 1, id, &big)).await.unwrap();
+            tokio::io::AsyncWriteExt::write_all(&mut writer, &publish(false, TOPIC, 1, id, &big))
+                .await
+                .unwrap();
         }
         writer
     });

@@ -1,1 +1,126 @@
-//! REST, WebSocket, SQL over HTTP, the PostgreSQL protocol, metrics.
+//! How Catchment is read: REST, WebSocket, SQL over HTTP, the PostgreSQL protocol, metrics, the status page.
+//!
+//! [`router`] makes everything that HTTP serves, from a [`ServeState`] that the composition root fills. Handlers say by an
+//! extractor who may call them ([`auth`]); every refusal has the shape of [`problem::Problem`].
+
+pub mod answer;
+pub mod auth;
+mod extract;
+mod live;
+mod page;
+mod params;
+pub mod pg;
+pub mod problem;
+mod rest;
+pub mod sql;
+pub mod status;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use catchment_decode::Decoders;
+use catchment_store::live::LiveHub;
+use catchment_store::registry::Registry;
+use catchment_store::shard::Shard;
+use catchment_types::{DEFAULT_REALM, partition_of};
+use serde::{Deserialize, Serialize};
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::compression::CompressionLayer;
+
+use problem::Problem;
+use sql::{SqlConfig, SqlEngine};
+use status::Platform;
+
+/// Settings of everything that is served: section `[serve]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServeConfig {
+    /// Largest body of a request, in bytes (ingest has its own limit).
+    pub body_bytes_max: usize,
+    /// Subscriptions of one WebSocket.
+    pub subscriptions_max: usize,
+    /// Time between pings on a quiet WebSocket, in milliseconds; a client that does not answer two is let go.
+    pub ping_interval_ms: u64,
+    /// Limits of SQL.
+    pub sql: SqlConfig,
+}
+
+impl Default for ServeConfig {
+    fn default() -> Self {
+        Self {
+            body_bytes_max: 1 << 20,
+            subscriptions_max: 64,
+            ping_interval_ms: 20_000,
+            sql: SqlConfig::default(),
+        }
+    }
+}
+
+/// What handlers work with.
+pub struct ServeState {
+    /// Settings.
+    pub config: ServeConfig,
+    /// Latest values, by partition.
+    pub shards: Arc<[Arc<Shard>]>,
+    /// Push.
+    pub live: Arc<LiveHub>,
+    /// Devices, decoders, tokens.
+    pub registry: Arc<Registry>,
+    /// The rules in force.
+    pub decoders: Arc<Decoders>,
+    /// Queries.
+    pub sql: Arc<SqlEngine>,
+    /// The rest of the process.
+    pub platform: Arc<dyn Platform>,
+    /// What `/metrics` shows.
+    pub metrics: Arc<prometheus_client::registry::Registry>,
+    /// Whether requests without a token may read: only while every listener is on loopback.
+    pub anonymous: bool,
+    /// When the process started.
+    pub started: Instant,
+}
+
+impl ServeState {
+    /// The shard that a device's latest values are in.
+    fn shard(&self, device_id: &str) -> Option<&Arc<Shard>> {
+        let partitions = u32::try_from(self.shards.len()).unwrap_or(u32::MAX);
+        let partition = partition_of(DEFAULT_REALM, device_id, partitions);
+        self.shards.get(usize::try_from(partition).unwrap_or(usize::MAX))
+    }
+}
+
+/// Everything that HTTP serves, but for ingest, which is the gateway's and is merged with this.
+pub fn router(state: Arc<ServeState>) -> Router {
+    let (rest, openapi) = rest::router();
+    let body_bytes_max = state.config.body_bytes_max;
+    rest.merge(live::router())
+        .merge(page::router(openapi))
+        .layer(CompressionLayer::new())
+        .layer(DefaultBodyLimit::max(body_bytes_max))
+        .layer(CatchPanicLayer::custom(panicked))
+        .fallback(not_found)
+        .with_state(state)
+}
+
+async fn not_found(uri: axum::http::Uri) -> Problem {
+    Problem::not_found("page", uri.path()).hint("GET /api/v1/openapi.json lists what there is")
+}
+
+fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
+    let message = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    let message = message.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+    tracing::error!(message, "a request's handler panicked");
+    Problem::new(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "internal",
+        "the server failed on this request; its log says more",
+    )
+    .into_response()
+}

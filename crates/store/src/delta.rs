@@ -41,7 +41,9 @@ pub enum DeltaError {
         source: std::io::Error,
     },
     /// A commit or checkpoint that is not one.
-    #[error("{path} is damaged: {message}; restore the table's folder from a backup, or move it away to start anew")]
+    #[error(
+        "{path} is damaged: {message}; restore the table's folder from a backup, or move it away to start anew"
+    )]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -49,7 +51,9 @@ pub enum DeltaError {
         message: String,
     },
     /// The table was upgraded by another program to a protocol we do not write.
-    #[error("the table {path} needs Delta reader version {reader} and writer version {writer}; Catchment writes 1 and 2")]
+    #[error(
+        "the table {path} needs Delta reader version {reader} and writer version {writer}; Catchment writes 1 and 2"
+    )]
     Protocol {
         /// The table's folder.
         path: PathBuf,
@@ -59,13 +63,17 @@ pub enum DeltaError {
         writer: i32,
     },
     /// The table's columns or partition columns are others than ours.
-    #[error("the table {path} has other columns than this version of Catchment writes; move it away to start anew")]
+    #[error(
+        "the table {path} has other columns than this version of Catchment writes; move it away to start anew"
+    )]
     Schema {
         /// The table's folder.
         path: PathBuf,
     },
     /// Another process committed to the table.
-    #[error("another program committed version {version} to the table {path}; stop it, then restart Catchment")]
+    #[error(
+        "another program committed version {version} to the table {path}; stop it, then restart Catchment"
+    )]
     Conflict {
         /// The table's folder.
         path: PathBuf,

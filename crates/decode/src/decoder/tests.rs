@@ -401,6 +401,19 @@ fn document() -> impl Strategy<Value = String> {
     })
 }
 
+/// Whether two readings are the same, as far as the oracle can tell: without a feature that would change it for the whole
+/// workspace, serde_json may err in a float's last digit.
+fn same(left: &str, right: &str) -> bool {
+    let number = |shown: &str| {
+        let (name, rest) = shown.rsplit_once('=')?;
+        let (value, time) = rest.split_once('@').unwrap_or((rest, ""));
+        Some((name.to_owned(), value.parse::<f64>().ok()?, time.to_owned()))
+    };
+    left == right
+        || matches!((number(left), number(right)), (Some((name, a, time)), Some((other_name, b, other_time)))
+            if name == other_name && time == other_time && (a - b).abs() <= a.abs() * 1e-14)
+}
+
 fn agree(payload: &[u8]) {
     let mut taken = Taken::default();
     let mut decoder = Decoder::new(DecoderRule::default()).unwrap();
@@ -408,7 +421,13 @@ fn agree(payload: &[u8]) {
     decoder.decode(&event(br#"{"x":{"y":["z",1]}}"#), &mut Taken::default());
     decoder.decode(&event(payload), &mut taken);
     match oracle::decode(payload, ARRIVAL) {
-        Some(expected) => assert_eq!(taken.readings, expected, "{}", String::from_utf8_lossy(payload)),
+        Some(expected) => assert!(
+            taken.readings.len() == expected.len()
+                && taken.readings.iter().zip(&expected).all(|(left, right)| same(left, right)),
+            "{}: {:?}, {expected:?}",
+            String::from_utf8_lossy(payload),
+            taken.readings
+        ),
         // The oracle refuses the whole document.
         None if taken.rejects.iter().any(|(_, detail)| detail.contains("too large")) => {}
         None => assert_eq!(taken.readings, [""; 0], "{}", String::from_utf8_lossy(payload)),

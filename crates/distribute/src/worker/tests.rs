@@ -1,1 +1,329 @@
-//! x
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::path::PathBuf;
+
+use catchment_decode::{DecoderRule, Format, RuleSet};
+use catchment_eventlog::{LogStats, Pending};
+use catchment_store::live::{LiveConfig, LiveFilter, LiveMessage};
+use catchment_store::tables::TableId;
+use catchment_types::{Event, EventBatch};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::*;
+use crate::{Distributor, Parts, StartError};
+
+/// A log in memory that can lose events and fail.
+#[derive(Default)]
+struct MemoryLog {
+    partitions: Vec<Partition>,
+    appended: Notify,
+    failures: Mutex<VecDeque<LogError>>,
+    closed: Mutex<bool>,
+}
+
+#[derive(Default)]
+struct Partition {
+    blocks: Mutex<Vec<EventBlock>>,
+    lost: Mutex<Vec<Range<Offset>>>,
+}
+
+impl MemoryLog {
+    fn new(partitions: usize) -> Arc<Self> {
+        Arc::new(Self {
+            partitions: (0..partitions).map(|_| Partition::default()).collect(),
+            ..Self::default()
+        })
+    }
+
+    /// Appends one block of events of a device.
+    fn append(&self, partition: usize, device_id: &str, payloads: &[&str]) {
+        let mut builder = EventBatch::builder();
+        for payload in payloads {
+            builder
+                .push(&Event {
+                    realm: "main",
+                    device_id,
+                    event_type: "state",
+                    topic: "devices/d/state",
+                    received_at: Timestamp::now(),
+                    content_type: "",
+                    payload: payload.as_bytes(),
+                })
+                .unwrap();
+        }
+        let first_offset = self.range(partition as u32).end;
+        self.partitions[partition].blocks.lock().push(EventBlock { first_offset, events: builder.take() });
+        self.appended.notify_waiters();
+    }
+
+    /// Drops a block.
+    fn lose(&self, partition: usize, block: usize) {
+        let block = self.partitions[partition].blocks.lock().remove(block);
+        self.partitions[partition].lost.lock().push(block.first_offset..block.end_offset());
+    }
+
+    fn try_read(&self, partition: PartitionId, from: Offset) -> Option<ReadBatch> {
+        let partition = &self.partitions[partition as usize];
+        // One block a read: the worker has to go on by itself.
+        let block = partition.blocks.lock().iter().find(|block| block.end_offset() > from).cloned()?;
+        let skipped: Vec<_> = partition
+            .lost
+            .lock()
+            .iter()
+            .filter(|lost| lost.end > from && lost.end <= block.first_offset)
+            .cloned()
+            .collect();
+        Some(ReadBatch { next: block.end_offset(), blocks: vec![block], skipped })
+    }
+}
+
+#[async_trait::async_trait]
+impl EventLog for MemoryLog {
+    fn partitions(&self) -> u32 {
+        self.partitions.len() as u32
+    }
+
+    async fn submit(&self, _: PartitionId, _: EventBatch) -> Result<Pending, LogError> {
+        Err(LogError::Closed)
+    }
+
+    async fn read(&self, partition: PartitionId, from: Offset, _: usize) -> Result<ReadBatch, LogError> {
+        if let Some(error) = self.failures.lock().pop_front() {
+            return Err(error);
+        }
+        loop {
+            let appended = self.appended.notified();
+            tokio::pin!(appended);
+            appended.as_mut().enable();
+            if let Some(batch) = self.try_read(partition, from) {
+                return Ok(batch);
+            }
+            if *self.closed.lock() {
+                return Err(LogError::Closed);
+            }
+            appended.await;
+        }
+    }
+
+    fn range(&self, partition: PartitionId) -> Range<Offset> {
+        let partition = &self.partitions[partition as usize];
+        let end = partition.blocks.lock().last().map_or(0, EventBlock::end_offset);
+        0..partition.lost.lock().iter().map(|lost| lost.end).fold(end, Offset::max)
+    }
+
+    fn release(&self, _: PartitionId, _: Offset) {}
+
+    fn stats(&self) -> LogStats {
+        LogStats::default()
+    }
+
+    async fn close(&self) {
+        *self.closed.lock() = true;
+        self.appended.notify_waiters();
+    }
+}
+
+/// Everything that a test looks at.
+struct Setup {
+    log: Arc<MemoryLog>,
+    shards: Vec<Arc<Shard>>,
+    decoders: Arc<Decoders>,
+    live: Arc<LiveHub>,
+    metrics: DistributeMetrics,
+}
+
+impl Setup {
+    fn new(partitions: usize) -> Self {
+        Self {
+            log: MemoryLog::new(partitions),
+            shards: (0..partitions as u32).map(Shard::new).collect(),
+            decoders: Arc::default(),
+            live: LiveHub::new(LiveConfig::default()),
+            metrics: DistributeMetrics::default(),
+        }
+    }
+
+    fn try_start(&self, start: &[Offset], config: DistributeConfig) -> Result<Distributor, StartError> {
+        let parts = Parts {
+            log: Arc::clone(&self.log) as Arc<dyn EventLog>,
+            shards: self.shards.clone(),
+            start_offsets: start.to_vec(),
+            decoders: Arc::clone(&self.decoders),
+            live: Arc::clone(&self.live),
+            metrics: self.metrics.clone(),
+        };
+        Distributor::start(parts, config)
+    }
+
+    fn start(&self) -> Distributor {
+        self.try_start(&vec![0; self.shards.len()], DistributeConfig::default()).unwrap()
+    }
+
+    fn rows(&self, shard: usize, table: TableId) -> usize {
+        self.shards[shard].rows(table).iter().map(|batch| batch.num_rows()).sum()
+    }
+}
+
+async fn until(distributor: &Distributor, expected: &[Offset]) {
+    let mut processed = distributor.processed();
+    let reached = processed.wait_for(|offsets| offsets == expected);
+    tokio::time::timeout(Duration::from_secs(10), reached).await.expect("in time").unwrap();
+}
+
+#[tokio::test]
+async fn events_reach_the_shards_of_their_partitions() {
+    let setup = Setup::new(2);
+    setup.log.append(0, "a", &[r#"{"v":1}"#, "{"]);
+    let distributor = setup.start();
+    until(&distributor, &[2, 0]).await;
+    setup.log.append(1, "b", &[r#"{"v":2,"w":3}"#]);
+    until(&distributor, &[2, 1]).await;
+    assert_eq!(setup.shards[0].snapshot("a").unwrap().metrics.len(), 1);
+    assert_eq!(setup.shards[1].snapshot("b").unwrap().metrics.len(), 2);
+    let metrics = &setup.metrics;
+    assert_eq!((metrics.events.get(), metrics.readings.get(), metrics.rejects.get()), (3, 3, 1));
+    assert_eq!(distributor.shutdown().await, [2, 1]);
+}
+
+#[tokio::test]
+async fn subscribers_are_told() {
+    let setup = Setup::new(1);
+    let mut subscription = setup.live.subscribe(LiveFilter::default()).unwrap();
+    let distributor = setup.start();
+    setup.log.append(0, "a", &[r#"{"v":1}"#]);
+    let Some(LiveMessage::Readings(readings)) = subscription.recv().await else { panic!("no readings") };
+    assert_eq!((&*readings[0].device_id, &*readings[0].metric), ("a", "v"));
+    distributor.shutdown().await;
+}
+
+#[tokio::test]
+async fn changed_rules_hold_from_the_next_block_on() {
+    let setup = Setup::new(1);
+    let distributor = setup.start();
+    setup.log.append(0, "a", &[r#"{"v":1}"#]);
+    until(&distributor, &[1]).await;
+    let mut rules = RuleSet::default();
+    rules.insert("state", DecoderRule { format: Format::None, ..DecoderRule::default() }).unwrap();
+    setup.decoders.replace(rules);
+    setup.log.append(0, "a", &[r#"{"v":1}"#]);
+    until(&distributor, &[2]).await;
+    assert_eq!((setup.rows(0, TableId::RawEvents), setup.rows(0, TableId::RawMetrics)), (2, 1));
+    distributor.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_restart_goes_on_where_each_table_is() {
+    let setup = Setup::new(1);
+    setup.log.append(0, "a", &[r#"{"v":1}"#, r#"{"v":2}"#, r#"{"v":3}"#]);
+    setup.shards[0].set_start_offsets([2, 1, 3, 3]);
+    let distributor = setup.try_start(&[1], DistributeConfig::default()).unwrap();
+    until(&distributor, &[3]).await;
+    assert_eq!((setup.rows(0, TableId::RawEvents), setup.rows(0, TableId::RawMetrics)), (1, 2));
+    assert_eq!(setup.rows(0, TableId::MetricRollups), 0);
+    distributor.shutdown().await;
+}
+
+#[tokio::test]
+async fn workers_wait_for_room() {
+    let setup = Setup::new(2);
+    for _ in 0..2 {
+        setup.log.append(0, "a", &[r#"{"v":1}"#]);
+    }
+    // Rows of the other partition fill the budget from the start.
+    setup.log.append(1, "b", &[r#"{"v":1}"#]);
+    let block = setup.log.try_read(1, 0).unwrap().blocks.remove(0);
+    let mut decoders = WorkerDecoders::new(Arc::clone(&setup.decoders));
+    setup.shards[1].ingest(0, &block.events, 0, &mut decoders, None);
+    let config = DistributeConfig { budget_bytes: 1, ..DistributeConfig::default() };
+    let distributor = setup.try_start(&[0, 1], config).unwrap();
+    tokio::time::sleep(Duration::from_millis(120)).await;
+    assert_eq!(*distributor.processed().borrow(), [0, 1]);
+    let label = PartitionLabel { partition: 0 };
+    assert_eq!(setup.metrics.lag_events.get_or_create(&label).get(), 2);
+    // Room for one block, which fills the budget again.
+    drop(setup.shards[1].take_rows());
+    until(&distributor, &[1, 1]).await;
+    tokio::time::sleep(Duration::from_millis(120)).await;
+    assert_eq!(*distributor.processed().borrow(), [1, 1]);
+    drop(setup.shards[0].take_rows());
+    until(&distributor, &[2, 1]).await;
+    assert!(setup.metrics.wait_seconds.get() > 0.1);
+    distributor.shutdown().await;
+}
+
+#[tokio::test]
+async fn lost_events_are_passed_and_counted() {
+    let setup = Setup::new(1);
+    for _ in 0..3 {
+        setup.log.append(0, "a", &[r#"{"v":1}"#, r#"{"v":2}"#]);
+    }
+    setup.log.lose(0, 1);
+    let distributor = setup.start();
+    until(&distributor, &[6]).await;
+    assert_eq!(setup.rows(0, TableId::RawEvents), 4);
+    assert_eq!((setup.metrics.skipped.get(), setup.shards[0].take_rows().next_offset), (2, 6));
+    distributor.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_failing_read_is_tried_again() {
+    let setup = Setup::new(1);
+    let failed = LogError::Failed { path: PathBuf::from("/log"), message: "gone".into() };
+    setup.log.failures.lock().extend([failed.clone(), failed]);
+    setup.log.append(0, "a", &[r#"{"v":1}"#]);
+    let distributor = setup.start();
+    until(&distributor, &[1]).await;
+    assert_eq!(setup.metrics.read_errors.get(), 2);
+    distributor.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_shutdown_drains_in_bounded_time() {
+    let setup = Setup::new(1);
+    let distributor = setup.start();
+    tokio::task::yield_now().await;
+    for _ in 0..100 {
+        setup.log.append(0, "a", &[r#"{"v":1}"#]);
+    }
+    assert_eq!(distributor.shutdown().await, [100]);
+
+    // A log that was closed first is read to its end too.
+    setup.log.append(0, "a", &[r#"{"v":1}"#]);
+    setup.log.close().await;
+    let distributor = setup.try_start(&[100], DistributeConfig::default()).unwrap();
+    assert_eq!(distributor.shutdown().await, [101]);
+
+    // Without room it ends all the same, and tells how far it came.
+    let config = DistributeConfig {
+        budget_bytes: 0,
+        drain_max: Duration::from_millis(50),
+        ..DistributeConfig::default()
+    };
+    setup.log.append(0, "a", &[r#"{"v":1}"#]);
+    let distributor = setup.try_start(&[101], config).unwrap();
+    assert_eq!(distributor.shutdown().await, [101]);
+}
+
+#[tokio::test]
+async fn what_does_not_fit_together_does_not_start() {
+    let setup = Setup::new(2);
+    let wrong = setup.try_start(&[0], DistributeConfig::default()).unwrap_err();
+    assert_eq!(wrong, StartError::Partitions { partitions: 2, shards: 2, start_offsets: 1 });
+    setup.log.append(1, "a", &["1"]);
+    let behind = setup.try_start(&[0, 2], DistributeConfig::default()).unwrap_err();
+    assert_eq!(behind, StartError::LogBehind { partition: 1, start: 2, end: 1 });
+}
+
+#[test]
+fn figures_have_their_names() {
+    let mut registry = prometheus_client::registry::Registry::default();
+    let metrics = DistributeMetrics::default();
+    metrics.register(&mut registry);
+    metrics.events.inc();
+    metrics.lag_events.get_or_create(&PartitionLabel { partition: 3 }).set(7);
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    assert!(text.contains("catchment_distribute_events_total 1"), "{text}");
+    assert!(text.contains("catchment_distribute_lag_events{partition=\"3\"} 7"), "{text}");
+}

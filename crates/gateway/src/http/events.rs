@@ -171,6 +171,3 @@ fn describe(error: &serde_json::Error) -> String {
     let text = error.to_string();
     text.replace(" at line 1 column ", " at column ")
 }
-
-#[cfg(test)]
-mod tests;

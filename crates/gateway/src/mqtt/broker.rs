@@ -285,7 +285,7 @@ impl Broker {
     pub(crate) fn publish(&self, topic: &str, message: &Arc<Message>) {
         if message.retain && self.retained.set(topic, message).is_err() {
             self.metrics.retained_refused.inc();
-            tracing::warn!(topic, "no room for a further retained message; raise retained_messages_max");
+            tracing::debug!(topic, "no room for a further retained message; raise retained_messages_max");
         }
         for target in self.subscriptions.targets(topic, message.publisher) {
             let retain = message.retain && target.retain_as_published;

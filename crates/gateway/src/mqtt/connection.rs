@@ -340,10 +340,13 @@ impl<S> Connection<S> {
             }
             Released::Failed(error) => {
                 GatewayMetrics::count(&gateway.metrics.refused, log_fault_name(error));
-                tracing::warn!(%error, client_id = session.client_id(), "the event log refused a batch");
                 match error {
+                    // Told to each client; a log line for each would be a flood.
                     LogError::Full { .. } => Ok(()),
-                    error => Err(log_fault(error)),
+                    error => {
+                        tracing::error!(%error, client_id = session.client_id(), "events were not acknowledged");
+                        Err(log_fault(error))
+                    }
                 }
             }
         });

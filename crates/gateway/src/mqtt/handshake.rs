@@ -308,14 +308,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         unproven
     }
 
-    /// Writes what waits, and DISCONNECT when the server ends a 5.0 connection.
+    /// Writes what waits, and DISCONNECT when the server ends a 5.0 connection; then closes our half.
     async fn say_goodbye(&mut self, close: Close) {
         if let (Close::Fault(error), Version::V5) = (close, self.peer.version) {
             codec::disconnect(&mut self.output.bytes, error.reason, error.detail);
         }
         if close != Close::Lost {
             let Self { output, stream, .. } = self;
-            let send = std::future::poll_fn(|cx| output.poll_send(stream, cx));
+            let send = async {
+                std::future::poll_fn(|cx| output.poll_send(stream, cx)).await?;
+                stream.shutdown().await
+            };
             // The client may be gone; there is nobody to tell then.
             let _ = tokio::time::timeout(FAREWELL_MAX, send).await;
         }

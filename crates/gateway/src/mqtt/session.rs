@@ -209,7 +209,10 @@ impl Session {
         for packet_id in unproven {
             state.received.remove(packet_id);
         }
-        state.expiry = expiry.unwrap_or(state.expiry);
+        // A session that was to end with its connection is not kept after all: the standard forbids to ask for that.
+        if !state.expiry.is_zero() {
+            state.expiry = expiry.unwrap_or(state.expiry);
+        }
         state.will.take_if(|_| !with_will);
         state.queue.retain(|delivery| delivery.qos != QoS::AtMostOnce);
         state.queue_bytes = state.queue.iter().map(|delivery| delivery.message.size()).sum();

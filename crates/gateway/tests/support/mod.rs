@@ -1,6 +1,6 @@
 //! What the gateway's tests share: an event log in memory whose durability the test decides, a server, a raw client.
 
-#![allow(dead_code, missing_docs)] // Each test binary uses its own part.
+#![allow(dead_code, missing_docs, unreachable_pub)] // Each test binary uses its own part.
 
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -101,13 +101,15 @@ impl MemoryLog {
     pub fn kept(&self) -> Vec<Kept> {
         let state = self.state.lock();
         let blocks = state.partitions.iter().flatten();
-        let events = blocks.flat_map(|block| block.events.iter().map(|event| Kept {
-            device_id: event.device_id.to_owned(),
-            event_type: event.event_type.to_owned(),
-            topic: event.topic.to_owned(),
-            content_type: event.content_type.to_owned(),
-            payload: event.payload.to_vec(),
-        }));
+        let events = blocks.flat_map(|block| {
+            block.events.iter().map(|event| Kept {
+                device_id: event.device_id.to_owned(),
+                event_type: event.event_type.to_owned(),
+                topic: event.topic.to_owned(),
+                content_type: event.content_type.to_owned(),
+                payload: event.payload.to_vec(),
+            })
+        });
         events.collect()
     }
 
@@ -154,13 +156,19 @@ impl EventLog for MemoryLog {
         Ok(pending)
     }
 
-    async fn read(&self, partition: PartitionId, from: Offset, _bytes_max: usize) -> Result<ReadBatch, LogError> {
+    async fn read(
+        &self,
+        partition: PartitionId,
+        from: Offset,
+        _bytes_max: usize,
+    ) -> Result<ReadBatch, LogError> {
         loop {
             let changed = self.changed.notified();
             {
                 let state = self.state.lock();
                 let blocks = &state.partitions[partition as usize];
-                let blocks: Vec<_> = blocks.iter().filter(|block| block.end_offset() > from).cloned().collect();
+                let blocks: Vec<_> =
+                    blocks.iter().filter(|block| block.end_offset() > from).cloned().collect();
                 if let Some(next) = blocks.last().map(EventBlock::end_offset) {
                     return Ok(ReadBatch { blocks, next, skipped: Vec::new() });
                 }

@@ -59,8 +59,8 @@ fn encode(actions: &[Action]) -> Result<Vec<u8>, String> {
         ReaderBuilder::new(Arc::clone(&schema)).build_decoder().map_err(|error| error.to_string())?;
     let properties = WriterProperties::builder().set_compression(Compression::SNAPPY).build();
     let options = ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true);
-    let mut writer = ArrowWriter::try_new_with_options(Vec::new(), schema, options)
-        .map_err(|error| error.to_string())?;
+    let mut writer =
+        ArrowWriter::try_new_with_options(Vec::new(), schema, options).map_err(|error| error.to_string())?;
     for chunk in actions.chunks(4096) {
         decoder.serialize(chunk).map_err(|error| error.to_string())?;
         if let Some(batch) = decoder.flush().map_err(|error| error.to_string())? {

@@ -29,7 +29,9 @@ pub(super) fn write_file(path: &Path, bytes: &[u8]) -> Result<(), DeltaError> {
 pub(super) fn rename_no_replace(from: &Path, to: &Path) -> Result<bool, DeltaError> {
     let linked = match fs::hard_link(from, to) {
         // File systems without hard links (FAT, some shares): only one process owns the folder, so looking first will do.
-        Err(error) if matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::PermissionDenied) => {
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::PermissionDenied) =>
+        {
             match to.try_exists() {
                 Ok(true) => Err(io::ErrorKind::AlreadyExists.into()),
                 Ok(false) => fs::rename(from, to),

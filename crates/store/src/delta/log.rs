@@ -68,18 +68,21 @@ impl DeltaLog {
         let schema_string = schema_string(definition);
         match &log.metadata {
             None => {
-                log.commit("CREATE TABLE", vec![
-                    Action::Protocol(Protocol::OURS),
-                    Action::MetaData(Metadata {
-                        id: random_uuid(),
-                        name: Some(definition.name.clone()),
-                        format: Format::default(),
-                        schema_string,
-                        partition_columns: vec![definition.partition_column.0.clone()],
-                        configuration: definition.configuration.iter().cloned().collect(),
-                        created_time: Some(now_ms()),
-                    }),
-                ])?;
+                log.commit(
+                    "CREATE TABLE",
+                    vec![
+                        Action::Protocol(Protocol::OURS),
+                        Action::MetaData(Metadata {
+                            id: random_uuid(),
+                            name: Some(definition.name.clone()),
+                            format: Format::default(),
+                            schema_string,
+                            partition_columns: vec![definition.partition_column.0.clone()],
+                            configuration: definition.configuration.iter().cloned().collect(),
+                            created_time: Some(now_ms()),
+                        }),
+                    ],
+                )?;
             }
             Some(metadata)
                 if metadata.schema_string != schema_string
@@ -214,11 +217,11 @@ impl DeltaLog {
         let (Some(version), Some(metadata)) = (self.version, &self.metadata) else { return Ok(()) };
         let mut actions = vec![Action::Protocol(Protocol::OURS), Action::MetaData(metadata.clone())];
         actions.extend(self.transactions.values().cloned().map(Action::Txn));
+        actions.extend(self.files.values().map(|add| Action::Add(Add { data_change: false, ..add.clone() })));
         actions.extend(
-            self.files.values().map(|add| Action::Add(Add { data_change: false, ..add.clone() })),
-        );
-        actions.extend(
-            self.removed.values().map(|remove| Action::Remove(Remove { data_change: false, ..remove.clone() })),
+            self.removed
+                .values()
+                .map(|remove| Action::Remove(Remove { data_change: false, ..remove.clone() })),
         );
         checkpoint::write(&self.log_folder, version, &actions)?;
         if self.checkpoints.last() != Some(&version) {
@@ -249,7 +252,9 @@ impl DeltaLog {
                 LogFile::Commit(version, _) => commits.push(version),
                 LogFile::Checkpoint(version, _) => self.checkpoints.push(version),
                 // Left by a crash; never counted.
-                LogFile::Temporary(path) => fs::remove_file(&path).map_err(DeltaError::io("delete", &path))?,
+                LogFile::Temporary(path) => {
+                    fs::remove_file(&path).map_err(DeltaError::io("delete", &path))?
+                }
             }
         }
         commits.sort_unstable();
@@ -355,13 +360,12 @@ fn random_uuid() -> String {
 }
 
 fn schema_string(definition: &TableDefinition) -> String {
-    let field = |name: &str, data_type: &DataType, nullable: bool| {
-        json!({ "name": name, "type": type_name(data_type), "nullable": nullable, "metadata": {} })
-    };
-    let columns =
-        definition.columns.fields().iter().map(|column| {
-            field(column.name(), column.data_type(), column.is_nullable())
-        });
+    let field = |name: &str, data_type: &DataType, nullable: bool| json!({ "name": name, "type": type_name(data_type), "nullable": nullable, "metadata": {} });
+    let columns = definition
+        .columns
+        .fields()
+        .iter()
+        .map(|column| field(column.name(), column.data_type(), column.is_nullable()));
     let (name, data_type) = &definition.partition_column;
     let fields: Vec<_> = columns.chain([field(name, data_type, true)]).collect();
     json!({ "type": "struct", "fields": fields }).to_string()

@@ -132,9 +132,8 @@ mod tests {
     #[test]
     fn entries_round_trip_with_bounds_rounded_outwards() {
         let exact = file(1_700_000_000_123_000, 1_700_000_000_124_000);
-        let read = |file: &DataFile| {
-            DataFile::from_add(TableId::RawEvents, &file.to_add(TableId::RawEvents, true))
-        };
+        let read =
+            |file: &DataFile| DataFile::from_add(TableId::RawEvents, &file.to_add(TableId::RawEvents, true));
         assert_eq!(read(&exact), exact);
         assert_eq!(read(&file(1_700_000_000_123_999, 1_700_000_000_123_001)), exact);
         assert_eq!(read(&file(-1, -1)), file(-1000, 0));

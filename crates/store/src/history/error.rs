@@ -45,7 +45,9 @@ pub enum StoreError {
     #[error("cannot read history: {0}")]
     Read(#[from] DataFusionError),
     /// The data folder was written with more partitions than the log has now.
-    #[error("{path} has rows of partition {partition}, but the log has only {partitions}; the number cannot be lowered")]
+    #[error(
+        "{path} has rows of partition {partition}, but the log has only {partitions}; the number cannot be lowered"
+    )]
     Partitions {
         /// The table's folder.
         path: PathBuf,

@@ -136,9 +136,11 @@ impl History {
                     HistoryHealth::Healthy => {
                         HistoryHealth::Failing { since: Timestamp::now(), attempts: 1, message }
                     }
-                    HistoryHealth::Failing { since, attempts, .. } => {
-                        HistoryHealth::Failing { since: *since, attempts: attempts.saturating_add(1), message }
-                    }
+                    HistoryHealth::Failing { since, attempts, .. } => HistoryHealth::Failing {
+                        since: *since,
+                        attempts: attempts.saturating_add(1),
+                        message,
+                    },
                 };
             }
         }

@@ -40,7 +40,13 @@ impl History {
         {
             let merged = self.merge(table, &files).await?;
             self.metrics.compacted(table.id, files.len());
-            tracing::debug!(table = table.id.name(), period = merged.period, files = files.len(), bytes = merged.bytes, "merged files");
+            tracing::debug!(
+                table = table.id.name(),
+                period = merged.period,
+                files = files.len(),
+                bytes = merged.bytes,
+                "merged files"
+            );
             self.view.replaced(table.id, &files, vec![merged]);
         }
         Ok(())
@@ -49,8 +55,7 @@ impl History {
     /// Writes and commits one file in place of `files`, which are of one period.
     async fn merge(&self, table: &Arc<Table>, files: &[Arc<DataFile>]) -> Result<Arc<DataFile>, StoreError> {
         let context = self.maintenance.task_ctx();
-        let (scan, order) =
-            self.reader.scan_in_order(&context.runtime_env(), table.id, files, BATCH_ROWS)?;
+        let (scan, order) = self.reader.scan_in_order(&context.runtime_env(), table.id, files, BATCH_ROWS)?;
         let mut plan: Arc<dyn ExecutionPlan> = Arc::new(SortPreservingMergeExec::new(order, scan));
         if table.id == TableId::MetricRollups {
             plan = merge_states(plan)?;

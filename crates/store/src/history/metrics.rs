@@ -77,7 +77,12 @@ impl HistoryMetrics {
         registry.register("rows", "Rows brought into files", self.rows.clone());
         registry.register_with_unit("written", "Size of files flushed", Unit::Bytes, self.bytes.clone());
         registry.register("files", "Files that count", self.files.clone());
-        registry.register_with_unit("files", "Size of files that count", Unit::Bytes, self.file_bytes.clone());
+        registry.register_with_unit(
+            "files",
+            "Size of files that count",
+            Unit::Bytes,
+            self.file_bytes.clone(),
+        );
         registry.register("compacted_files", "Files merged into others", self.compacted_files.clone());
         registry.register("expired_files", "Files taken out by retention", self.expired_files.clone());
         registry.register(
@@ -108,9 +113,7 @@ impl HistoryMetrics {
     pub(super) fn files(&self, table: TableId, files: &FileList) {
         let gauge = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
         self.files.get_or_create(&label(table)).set(gauge(files.len() as u64));
-        self.file_bytes
-            .get_or_create(&label(table))
-            .set(gauge(files.iter().map(|file| file.bytes).sum()));
+        self.file_bytes.get_or_create(&label(table)).set(gauge(files.iter().map(|file| file.bytes).sum()));
     }
 
     pub(super) fn compacted(&self, table: TableId, files: usize) {

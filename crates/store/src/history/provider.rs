@@ -15,15 +15,13 @@ use datafusion::error::Result;
 use datafusion::execution::context::SessionContext;
 use datafusion::functions_aggregate::expr_fn::{max, min, sum};
 use datafusion::logical_expr::utils::conjunction;
-use datafusion::logical_expr::{
-    Expr, LogicalPlanBuilder, TableProviderFilterPushDown, TableType, cast, col,
-};
+use datafusion::logical_expr::{Expr, LogicalPlanBuilder, TableProviderFilterPushDown, TableType, cast, col};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::union::UnionExec;
 
 use super::History;
 use super::prune::prune;
-use super::scan::{FileReader, Request};
+use super::scan::FileReader;
 use super::view::View;
 use crate::tables::TableId;
 
@@ -82,19 +80,24 @@ impl History {
         let keys = || ["device_id", "time_bucket", "metric_name"].map(col);
         let plan =
             LogicalPlanBuilder::scan(rollups.name(), provider_as_source(self.table_provider(rollups)), None)?
-                .aggregate(keys(), [
-                    sum(col("sum_value")).alias("sum_value"),
-                    min(col("min_value")).alias("min_value"),
-                    max(col("max_value")).alias("max_value"),
-                    sum(col("count")).alias("count"),
-                ])?
-                .project(keys().into_iter().chain([
-                    (col("sum_value") / cast(col("count"), arrow::datatypes::DataType::Float64))
-                        .alias("avg_value"),
-                    col("min_value"),
-                    col("max_value"),
-                    col("count"),
-                ]))?
+                .aggregate(
+                    keys(),
+                    [
+                        sum(col("sum_value")).alias("sum_value"),
+                        min(col("min_value")).alias("min_value"),
+                        max(col("max_value")).alias("max_value"),
+                        sum(col("count")).alias("count"),
+                    ],
+                )?
+                .project(
+                    keys().into_iter().chain([
+                        (col("sum_value") / cast(col("count"), arrow::datatypes::DataType::Float64))
+                            .alias("avg_value"),
+                        col("min_value"),
+                        col("max_value"),
+                        col("count"),
+                    ]),
+                )?
                 .build()?;
         Ok(Arc::new(ViewTable::new(plan, Some(AGGREGATED_METRICS_SQL.to_owned()))))
     }
@@ -155,10 +158,9 @@ impl TableProvider for HistoryTable {
             )?);
         }
         if !files.is_empty() {
-            // A limit with filters counts rows after them, which the scan alone cannot.
-            let limit = if predicate.is_none() { limit } else { None };
-            let request = Request { projection, predicate, limit };
-            inputs.push(self.reader.scan(state, self.table, &files, request)?);
+            // A limit counts rows after the filters, which the optimizer only hands to the files later.
+            let limit = limit.filter(|_| predicate.is_none());
+            inputs.push(self.reader.scan(state, self.table, &files, projection, limit)?);
         }
         match inputs.len() {
             1 => Ok(inputs.remove(0)),

@@ -33,8 +33,7 @@ impl History {
             let (table, expired) = job;
             let mut log = table.log.lock();
             let adds = expired.iter().filter_map(|file| log.file(&file.path));
-            let removes =
-                adds.map(|add| Action::Remove(add.remove(now.as_micros() / 1000, true))).collect();
+            let removes = adds.map(|add| Action::Remove(add.remove(now.as_micros() / 1000, true))).collect();
             Ok(log.commit("DELETE", removes)?)
         })
         .await?;

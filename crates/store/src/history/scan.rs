@@ -15,7 +15,7 @@ use datafusion::datasource::source::DataSourceExec;
 use datafusion::error::Result;
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::runtime_env::RuntimeEnv;
-use datafusion::physical_expr::{LexOrdering, PhysicalExpr, PhysicalSortExpr};
+use datafusion::physical_expr::{LexOrdering, PhysicalSortExpr};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::expressions::col;
 use object_store::ObjectStore;
@@ -31,39 +31,30 @@ pub(super) struct FileReader {
     store: Arc<dyn ObjectStore>,
 }
 
-/// What a scan is asked for.
-pub(super) struct Request<'a> {
-    pub(super) projection: Option<&'a Vec<usize>>,
-    pub(super) predicate: Option<Arc<dyn PhysicalExpr>>,
-    pub(super) limit: Option<usize>,
-}
-
 impl FileReader {
     pub(super) fn new(history: &Path) -> Result<Self> {
         let store = Arc::new(LocalFileSystem::new_with_prefix(history)?);
         Ok(Self { url: ObjectStoreUrl::parse("catchment://history")?, store })
     }
 
-    /// A plan that reads files side by side, for queries.
+    /// A plan that reads files side by side, for queries. Filters come in by the optimizer.
     pub(super) fn scan(
         &self,
         state: &dyn Session,
         table: TableId,
         files: &[Arc<DataFile>],
-        request: Request<'_>,
+        projection: Option<&Vec<usize>>,
+        limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let schema = table.schema();
         let partitioned = files.iter().map(|file| partitioned_file(table, &schema, file)).collect();
         let groups = FileGroup::new(partitioned).split_files(state.config().target_partitions().max(1));
-        let mut source = self.source(state.runtime_env(), &schema);
-        if let Some(predicate) = request.predicate {
-            source = source.with_predicate(predicate);
-        }
+        let source = self.source(state.runtime_env(), &schema);
         let config = FileScanConfigBuilder::new(self.url.clone(), Arc::new(source))
             .with_file_groups(groups)
             .with_statistics(total(&schema, files))
-            .with_limit(request.limit)
-            .with_projection_indices(request.projection.cloned())?
+            .with_limit(limit)
+            .with_projection_indices(projection.cloned())?
             .build();
         Ok(DataSourceExec::from_data_source(config))
     }

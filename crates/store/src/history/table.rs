@@ -31,19 +31,22 @@ impl Table {
             path: folder.clone(),
             source,
         })?;
-        let log = DeltaLog::open(&folder, &TableDefinition {
-            name: id.name().to_owned(),
-            columns: id.schema().as_ref().clone(),
-            partition_column: (id.period().column().to_owned(), id.period().column_type()),
-            // For other programs that look after the table: our own vacuum goes by the configuration.
-            configuration: vec![
-                ("delta.checkpointInterval".to_owned(), "50".to_owned()),
-                ("delta.enableExpiredLogCleanup".to_owned(), "true".to_owned()),
-            ],
-        })?;
-        let known = log.transactions().filter_map(|(app_id, _)| {
-            app_id.strip_prefix(APP_ID_PREFIX)?.parse::<PartitionId>().ok()
-        });
+        let log = DeltaLog::open(
+            &folder,
+            &TableDefinition {
+                name: id.name().to_owned(),
+                columns: id.schema().as_ref().clone(),
+                partition_column: (id.period().column().to_owned(), id.period().column_type()),
+                // For other programs that look after the table: our own vacuum goes by the configuration.
+                configuration: vec![
+                    ("delta.checkpointInterval".to_owned(), "50".to_owned()),
+                    ("delta.enableExpiredLogCleanup".to_owned(), "true".to_owned()),
+                ],
+            },
+        )?;
+        let known = log
+            .transactions()
+            .filter_map(|(app_id, _)| app_id.strip_prefix(APP_ID_PREFIX)?.parse::<PartitionId>().ok());
         if let Some(partition) = known.max().filter(|&partition| partition as usize >= partitions) {
             return Err(StoreError::Partitions { path: folder, partition, partitions });
         }

@@ -57,9 +57,8 @@ impl FileWriter {
             path: path.clone(),
             source,
         })?;
-        let options = ArrowWriterOptions::new()
-            .with_properties(properties(table))
-            .with_skip_arrow_metadata(true);
+        let options =
+            ArrowWriterOptions::new().with_properties(properties(table)).with_skip_arrow_metadata(true);
         let writer = ArrowWriter::try_new_with_options(file, table.schema(), options)
             .map_err(|source| StoreError::Write { path, source })?;
         Ok(Self {
@@ -77,7 +76,8 @@ impl FileWriter {
     pub(super) fn write(&mut self, rows: &RecordBatch) -> Result<(), StoreError> {
         let times = times(self.table, rows);
         let (Some(&first), Some(writer)) = (times.first(), &mut self.writer) else { return Ok(()) };
-        let (min, max) = times.iter().fold((first, first), |(min, max), &time| (min.min(time), max.max(time)));
+        let (min, max) =
+            times.iter().fold((first, first), |(min, max), &time| (min.min(time), max.max(time)));
         let devices = strings(rows, "device_id");
         let device_max = devices.value(rows.num_rows() - 1).to_owned();
         match &mut self.stats {
@@ -159,9 +159,7 @@ fn properties(table: TableId) -> WriterProperties {
             }
             DataType::Float64 => builder.set_column_encoding(column(), Encoding::BYTE_STREAM_SPLIT),
             // Bounds of payloads help nobody and are long.
-            DataType::BinaryView => {
-                builder.set_column_statistics_enabled(column(), EnabledStatistics::None)
-            }
+            DataType::BinaryView => builder.set_column_statistics_enabled(column(), EnabledStatistics::None),
             _ => builder.set_column_dictionary_enabled(column(), true),
         };
     }

@@ -30,6 +30,8 @@ pub(super) struct Rows {
 /// One table: the batch under construction and those that are full.
 struct Table<B> {
     open: Option<B>,
+    /// Rows of the open batch.
+    rows: usize,
     sealed: Vec<RecordBatch>,
 }
 
@@ -45,7 +47,7 @@ trait Batch: Sized {
 }
 
 impl<B: Batch> Table<B> {
-    const NEW: Self = Self { open: None, sealed: Vec::new() };
+    const NEW: Self = Self { open: None, rows: 0, sealed: Vec::new() };
 
     fn begin_block(&mut self) {
         if let Some(open) = &mut self.open {
@@ -55,14 +57,15 @@ impl<B: Batch> Table<B> {
 
     /// The batch to append one row to.
     fn open(&mut self) -> &mut B {
-        let is_full = |batch: &mut B| batch.columns()[0].len() >= ROWS_MAX;
-        if self.open.as_mut().is_some_and(is_full) {
+        if self.rows >= ROWS_MAX {
             self.seal();
         }
+        self.rows += 1;
         self.open.get_or_insert_with(|| B::with_capacity(ROWS_MAX))
     }
 
     fn seal(&mut self) {
+        self.rows = 0;
         if let Some(mut open) = self.open.take() {
             let columns = open.columns().into_iter().map(|column| column.finish()).collect();
             self.sealed.push(

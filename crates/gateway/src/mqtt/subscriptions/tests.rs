@@ -1,1 +1,158 @@
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use super::*;
+use crate::mqtt::session::QueueLimits;
+use crate::mqtt::signal::Signal;
+use crate::mqtt::topics::TopicLimits;
+
+const LIMITS: TopicLimits = TopicLimits { bytes_max: 100, levels_max: 10 };
+const WISH: Wish =
+    Wish { qos: QoS::AtMostOnce, no_local: false, retain_as_published: false, subscription_id: 0 };
+
+fn session(id: u64) -> Arc<Session> {
+    Arc::new(Session::new(id, "client", QueueLimits { messages_max: 10, bytes_max: 1000 }))
+}
+
+fn filter(text: &str) -> Filter<'_> {
+    LIMITS.filter(text).unwrap()
+}
+
+fn ids(subscriptions: &Subscriptions, topic: &str) -> Vec<u64> {
+    let mut ids: Vec<_> = subscriptions.targets(topic, 0).iter().map(|target| target.session.id()).collect();
+    ids.sort_unstable();
+    ids
+}
+
+#[test]
+fn the_standards_examples() {
+    let subscriptions = Subscriptions::default();
+    let filters = [
+        "sport/tennis/player1/#",
+        "sport/#",
+        "+/tennis/#",
+        "sport/+",
+        "+",
+        "/+",
+        "+/+",
+        "#",
+        "$SYS/#",
+        "$SYS/+/x",
+    ];
+    for (id, text) in filters.iter().enumerate() {
+        assert!(subscriptions.insert(filter(text), &session(id as u64), WISH));
+    }
+    assert_eq!(ids(&subscriptions, "sport/tennis/player1"), [0, 1, 2, 7]);
+    assert_eq!(ids(&subscriptions, "sport/tennis/player1/score"), [0, 1, 2, 7]);
+    assert_eq!(ids(&subscriptions, "sport"), [1, 4, 7]);
+    assert_eq!(ids(&subscriptions, "sport/"), [1, 3, 6, 7]);
+    assert_eq!(ids(&subscriptions, "/finance"), [5, 6, 7]);
+    assert_eq!(ids(&subscriptions, "$SYS/a/x"), [8, 9]);
+    assert_eq!(ids(&subscriptions, "$SYS"), [8]);
+}
+
+/// The rules of the standard, level by level.
+fn matches(filter: &str, topic: &str) -> bool {
+    fn levels<'a>(
+        mut filter: impl Iterator<Item = &'a str>,
+        mut topic: impl Iterator<Item = &'a str>,
+    ) -> bool {
+        loop {
+            match (filter.next(), topic.next()) {
+                (Some("#"), _) | (None, None) => return true,
+                (Some("+"), Some(_)) => {}
+                (Some(wanted), Some(level)) if wanted == level => {}
+                _ => return false,
+            }
+        }
+    }
+    let reserved = topic.starts_with('$') && filter.starts_with(['+', '#']);
+    !reserved && levels(filter.split('/'), topic.split('/'))
+}
+
+#[test]
+fn the_tree_agrees_with_the_rules_and_ends_empty() {
+    let mut random = StdRng::seed_from_u64(11);
+    let mut text = |levels: &[&str], rest: bool| {
+        let depth = random.random_range(1..5);
+        let mut parts: Vec<&str> = (0..depth).map(|_| levels[random.random_range(0..levels.len())]).collect();
+        if rest && random.random_bool(0.3) {
+            parts.push("#");
+        }
+        parts.join("/")
+    };
+    let subscriptions = Subscriptions::default();
+    let filters: Vec<String> = (0..300)
+        .map(|_| text(&["a", "b", "", "+", "$x"], true))
+        .filter(|filter| !filter.is_empty())
+        .collect();
+    for (id, text) in filters.iter().enumerate() {
+        assert!(subscriptions.insert(filter(text), &session(id as u64), WISH));
+    }
+    for _ in 0..1000 {
+        let topic = text(&["a", "b", "", "c", "$x"], false);
+        if topic.is_empty() {
+            continue;
+        }
+        let fits = |(id, filter): (usize, &String)| matches(filter, &topic).then_some(id as u64);
+        let wanted: Vec<u64> = filters.iter().enumerate().filter_map(fits).collect();
+        assert_eq!(ids(&subscriptions, &topic), wanted, "{topic}");
+        assert_eq!(subscriptions.is_wanted(&topic), !wanted.is_empty(), "{topic}");
+    }
+    for (id, text) in filters.iter().enumerate() {
+        let generation = subscriptions.generation();
+        assert!(subscriptions.remove(filter(text), id as u64));
+        assert!(!subscriptions.remove(filter(text), id as u64));
+        assert_ne!(subscriptions.generation(), generation);
+    }
+    assert_eq!(subscriptions.len(), 0);
+    assert!(subscriptions.root.read().is_empty());
+}
+
+#[test]
+fn one_target_a_session() {
+    let subscriptions = Subscriptions::default();
+    let (one, two) = (session(1), session(2));
+    let wish = |qos, subscription_id| Wish { qos, subscription_id, ..WISH };
+    subscriptions.insert(filter("a/#"), &one, wish(QoS::AtMostOnce, 7));
+    subscriptions.insert(
+        filter("a/+"),
+        &one,
+        Wish { retain_as_published: true, ..wish(QoS::ExactlyOnce, 8) },
+    );
+    subscriptions.insert(filter("a/b"), &two, Wish { no_local: true, ..WISH });
+    assert!(!subscriptions.insert(filter("a/b"), &two, Wish { no_local: true, ..WISH }), "replaced");
+    let targets = subscriptions.targets("a/b", two.id());
+    assert_eq!(targets.len(), 1);
+    assert_eq!((targets[0].qos, targets[0].retain_as_published), (QoS::ExactlyOnce, true));
+    let mut found = targets[0].subscription_ids.clone();
+    found.sort_unstable();
+    assert_eq!(found, [7, 8]);
+    assert_eq!(ids(&subscriptions, "a/b"), [1, 2]);
+    assert_eq!(subscriptions.len(), 3);
+}
+
+#[test]
+fn groups_prefer_members_that_are_there() {
+    let subscriptions = Subscriptions::default();
+    let (here, away) = (session(1), session(2));
+    here.attach(Arc::new(Signal::default()), Duration::from_secs(1), None);
+    for member in [&here, &away] {
+        subscriptions.insert(filter("$share/g/a"), member, WISH);
+    }
+    subscriptions.insert(filter("$share/h/a"), &away, WISH);
+    for _ in 0..3 {
+        assert_eq!(ids(&subscriptions, "a"), [1, 2], "one of each group");
+    }
+    let signal = here.link().unwrap();
+    here.detach(&signal, false, None, &[], Instant::now()).unwrap();
+    let mut seen: Vec<u64> = (0..4).flat_map(|_| ids(&subscriptions, "a")).collect();
+    seen.sort_unstable();
+    seen.dedup();
+    assert_eq!(seen, [1, 2]);
+    assert!(subscriptions.remove(filter("$share/g/a"), 1) && subscriptions.remove(filter("$share/g/a"), 2));
+    assert!(subscriptions.remove(filter("$share/h/a"), 2) && subscriptions.root.read().is_empty());
+}

@@ -57,7 +57,10 @@ fn commits_are_there_after_a_restart() {
         assert_eq!(paths(&log), BTreeSet::from(["b".to_owned(), "c".to_owned()]));
         assert_eq!(log.file("b"), Some(&add("b")));
         assert_eq!(log.removed().collect::<Vec<_>>(), [&add("a").remove(9, false)]);
-        assert_eq!((log.transaction("x/0"), log.transaction("x/1"), log.transaction("y")), (Some(11), Some(4), None));
+        assert_eq!(
+            (log.transaction("x/0"), log.transaction("x/1"), log.transaction("y")),
+            (Some(11), Some(4), None)
+        );
     }
 }
 

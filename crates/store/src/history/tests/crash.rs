@@ -35,7 +35,8 @@ async fn a_crash_between_any_two_steps_loses_and_doubles_nothing() {
         let when = format!("after a crash at {step:?}, step {image}");
         let image = images.path().join(image.to_string());
         let history = open(&image).await;
-        let orphans = files_on_disk(&image).len() - history.tables.iter().map(|t| t.log.lock().files().count()).sum::<usize>();
+        let orphans = files_on_disk(&image).len()
+            - history.tables.iter().map(|t| t.log.lock().files().count()).sum::<usize>();
         assert_eq!(orphans, 0, "{when}");
         // The log is read again from where some table needs it, with a flush at an awkward moment.
         for partition in 0..PARTITIONS {

@@ -35,7 +35,8 @@ async fn merging_keeps_rows_and_order() {
         let file = Arc::clone(&history.view.files(table)[0]);
         let path = folder.path().join(table.name()).join(&file.path);
         let reader = ParquetRecordBatchReaderBuilder::try_new(std::fs::File::open(path).unwrap()).unwrap();
-        let plain: Vec<_> = reader.schema().fields().iter().map(|field| field.data_type().to_string()).collect();
+        let plain: Vec<_> =
+            reader.schema().fields().iter().map(|field| field.data_type().to_string()).collect();
         assert!(!plain.iter().any(|name| name.contains("View") || name.contains("Dictionary")), "{plain:?}");
         let stats = file.stats.clone().unwrap();
         let mut keys = Vec::new();
@@ -63,13 +64,16 @@ async fn late_rows_go_to_their_own_day_in_order() {
     let folder = tempfile::tempdir().unwrap();
     let mut log = Log::default();
     let history = open(folder.path()).await;
-    for (device, day, minute) in [("b", 0, 1), ("a", 0, 1), ("b", -1, 3), ("b", 0, 0), ("a", -40, 1), ("b", -1, 2)] {
+    for (device, day, minute) in
+        [("b", 0, 1), ("a", 0, 1), ("b", -1, 3), ("b", 0, 0), ("a", -40, 1), ("b", -1, 2)]
+    {
         log.push(device, NOON + day * Timestamp::DAY + minute * Timestamp::MINUTE, 1);
     }
     log.feed(&history);
     history.flush().await.unwrap();
     assert_complete(&history, &log, "late rows").await;
-    let periods = |table| history.view.files(table).iter().map(|file| file.period.clone()).collect::<Vec<_>>();
+    let periods =
+        |table| history.view.files(table).iter().map(|file| file.period.clone()).collect::<Vec<_>>();
     assert_eq!(periods(TableId::RawMetrics), ["2026-10-14", "2026-11-22", "2026-11-23"]);
     assert_eq!(periods(TableId::MetricRollups), ["2026-10", "2026-11"]);
 }
@@ -89,7 +93,10 @@ async fn whole_days_expire_and_rollups_stay() {
     // Noon less seven days is within a day that is kept.
     history.maintain(Timestamp(NOON)).await.unwrap();
     assert_eq!(file_counts(&history), [8, 8, 1, 8]);
-    assert_eq!(query_one(&history, "SELECT count(*), min(timestamp) FROM raw_metrics").await, "8,2026-11-16T12:00:00Z");
+    assert_eq!(
+        query_one(&history, "SELECT count(*), min(timestamp) FROM raw_metrics").await,
+        "8,2026-11-16T12:00:00Z"
+    );
     assert_eq!(query_one(&history, "SELECT sum(count) FROM aggregated_metrics").await, "10");
     assert_eq!(files_on_disk(folder.path()).len(), 31);
     history.maintain(Timestamp(NOON + 2 * GRACE)).await.unwrap();

@@ -64,8 +64,10 @@ async fn filters_reach_the_files_with_and_without_memory() {
             assert!(plan.contains(predicate), "{plan}");
             assert_eq!(rows(&history, sql).await.iter().map(RecordBatch::num_rows).sum::<usize>() % 3, 0);
         }
-        assert_eq!(query_one(&history, "SELECT count(*) FROM raw_metrics WHERE device_id = 'device-5'").await,
-            query_one(&history, "SELECT count(*) FROM raw_metrics WHERE device_id LIKE '%5'").await);
+        assert_eq!(
+            query_one(&history, "SELECT count(*) FROM raw_metrics WHERE device_id = 'device-5'").await,
+            query_one(&history, "SELECT count(*) FROM raw_metrics WHERE device_id LIKE '%5'").await
+        );
         for day in 0..3 {
             log.push("device-5", NOON + day, 1);
         }
@@ -91,8 +93,12 @@ async fn columns_come_in_any_order_and_limits_hold() {
     log.push("late", NOON, 1);
     log.feed(&history);
     assert_eq!(query(&history, "SELECT log_offset, device_id FROM raw_events LIMIT 4").await.len(), 4);
-    assert_eq!(query(&history, "SELECT device_id FROM raw_events WHERE device_id = 'late' LIMIT 4").await, ["late"]);
-    let newest = "SELECT metric_value, device_id FROM raw_metrics ORDER BY timestamp DESC, device_id DESC LIMIT 2";
+    assert_eq!(
+        query(&history, "SELECT device_id FROM raw_events WHERE device_id = 'late' LIMIT 4").await,
+        ["late"]
+    );
+    let newest =
+        "SELECT metric_value, device_id FROM raw_metrics ORDER BY timestamp DESC, device_id DESC LIMIT 2";
     assert_eq!(query(&history, newest).await, ["1.0,late", "9.0,device-9"]);
     let payload = "SELECT payload, type, topic, content_type FROM raw_events WHERE device_id = 'late'";
     let rows = rows(&history, payload).await;

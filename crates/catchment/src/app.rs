@@ -1,0 +1,370 @@
+//! The composition root: the one place that names concrete engines and puts the parts together.
+//!
+//! ```text
+//! start  lock the data folder → listeners → registry → log → history → snapshot → workers → gateway → HTTP, PostgreSQL
+//! stop   no new connections → gateway settles what it took → log closes → workers read it to its end → last flush
+//! ```
+//!
+//! A stop is bounded; whatever it does not get done is done again from the log at the next start.
+
+mod metrics;
+mod platform;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use catchment_decode::Decoders;
+use catchment_distribute::{DistributeConfig, DistributeMetrics, Distributor, Parts};
+use catchment_eventlog::EventLog;
+use catchment_eventlog::embedded::EmbeddedLog;
+use catchment_gateway::{Admission, Gateway, GatewayMetrics};
+use catchment_serve::ServeState;
+use catchment_serve::pg::{self, PgMetrics};
+use catchment_serve::sql::{RealmTables, SqlConfig, SqlEngine};
+use catchment_sim::MqttTarget;
+use catchment_store::history::History;
+use catchment_store::live::{LiveConfig, LiveHub};
+use catchment_store::registry::{NewToken, Registry, Role};
+use catchment_store::shard::{Shard, ShardConfig};
+use prometheus_client::registry::Registry as MetricsRegistry;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use self::platform::RunningPlatform;
+use crate::admission::RegistryAdmission;
+use crate::cli::WorldArgs;
+use crate::engines::{self, Engine, Seam};
+use crate::folder::DataFolder;
+use crate::settings::Settings;
+use crate::{http, logging, worlds};
+
+/// The name of the token that the first start makes.
+const ADMIN: &str = "admin";
+
+/// Runs the platform until it is told to stop; with `demo`, the worlds as well.
+///
+/// # Errors
+/// Something it needs cannot be had. Says what, and what to do.
+pub(crate) fn run(settings: Settings, demo: Option<&WorldArgs>) -> anyhow::Result<()> {
+    logging::install(settings.log_format, &settings.log_level)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(async {
+        let mut signals = Signals::new()?;
+        let stop_max = settings.stop_max();
+        let app = App::start(settings).await?;
+        let worlds_stop = CancellationToken::new();
+        let mut running_worlds = demo.map(|args| worlds::start(args, &app.own_mqtt(), &worlds_stop));
+        app.announce();
+        signals.wait().await;
+        tracing::info!("stopping; a second signal stops at once");
+        let stop = async {
+            worlds_stop.cancel();
+            if let Some(running) = &mut running_worlds {
+                while running.join_next().await.is_some() {}
+            }
+            app.stop().await;
+        };
+        tokio::select! {
+            stopped = tokio::time::timeout(stop_max, stop) => match stopped {
+                Ok(()) => tracing::info!("stopped"),
+                Err(_) => tracing::warn!("not everything was done within {stop_max:?}; the next start reads it from the log"),
+            },
+            () = signals.wait() => tracing::warn!("stopped at once; the next start reads the rest from the log"),
+        }
+        anyhow::Ok(())
+    });
+    // Threads that are still at work must not hold the process: what they do is in the log.
+    runtime.shutdown_background();
+    result
+}
+
+/// The running platform.
+struct App {
+    settings: Settings,
+    folder: DataFolder,
+    engines: Vec<(Seam, Engine)>,
+    addresses: Addresses,
+    log: Arc<EmbeddedLog>,
+    live: Arc<LiveHub>,
+    registry: Arc<Registry>,
+    distributor: Distributor,
+    /// Stops accepting.
+    closing: CancellationToken,
+    /// Stops the background work of history.
+    history_stop: CancellationToken,
+    servers: JoinSet<()>,
+    background: JoinSet<()>,
+    history: tokio::task::JoinHandle<()>,
+}
+
+/// Where it listens; the ports are real ones even where 0 was asked for.
+#[derive(Debug, Clone, Copy)]
+struct Addresses {
+    http: SocketAddr,
+    mqtt: SocketAddr,
+    pg: SocketAddr,
+}
+
+impl App {
+    async fn start(settings: Settings) -> anyhow::Result<Self> {
+        let started = Instant::now();
+        settings.check()?;
+        let engines = resolve(&settings)?;
+        let folder = DataFolder::open(&settings.data)?;
+        let http_listener = bind("http", settings.http).await?;
+        let mqtt_listener = bind("mqtt", settings.mqtt).await?;
+        let pg_listener = bind("pg", settings.pg).await?;
+        let addresses = Addresses {
+            http: http_listener.local_addr()?,
+            mqtt: mqtt_listener.local_addr()?,
+            pg: pg_listener.local_addr()?,
+        };
+        let anonymous = settings.loopback_only();
+
+        let registry = Arc::new(Registry::open(&path_of(&engines, Seam::Registry)?).await?);
+        make_administrator(&registry, &folder).await?;
+        let decoders = Arc::new(Decoders::new(registry.rule_set().await?));
+        let log = open_log(&path_of(&engines, Seam::Log)?, &settings).await?;
+        let shards = shards(&settings, log.partitions());
+        let history =
+            History::open(&path_of(&engines, Seam::History)?, settings.history.clone(), shards.to_vec())
+                .await?;
+        let restored = history.restore_snapshot().await?;
+        tracing::info!(values = restored, took = ?started.elapsed(), "the snapshot is restored");
+        let live = LiveHub::new(LiveConfig::default());
+
+        let distribute_metrics = DistributeMetrics::default();
+        let distributor = Distributor::start(
+            Parts {
+                log: Arc::clone(&log) as Arc<dyn EventLog>,
+                start_offsets: (0..log.partitions())
+                    .map(|partition| history.start_offset(partition))
+                    .collect(),
+                shards: shards.to_vec(),
+                decoders: Arc::clone(&decoders),
+                live: Arc::clone(&live),
+                metrics: distribute_metrics.clone(),
+            },
+            DistributeConfig { budget_bytes: settings.row_bytes_max(), ..DistributeConfig::default() },
+        )?;
+
+        let admission = Arc::new(RegistryAdmission::new(Arc::clone(&registry), anonymous));
+        let gateway_metrics = GatewayMetrics::default();
+        let gateway = Gateway::new(
+            settings.gateway.clone(),
+            Arc::clone(&log) as Arc<dyn EventLog>,
+            Arc::clone(&admission) as Arc<dyn Admission>,
+            gateway_metrics.clone(),
+        )?;
+        let tables = RealmTables::new(Arc::clone(&history), Arc::clone(&shards), Arc::clone(&registry));
+        let sql = Arc::new(SqlEngine::new(Arc::new(tables), sql_config(&settings, &folder)?)?);
+
+        let mut metrics = MetricsRegistry::default();
+        gateway_metrics.register(&mut metrics);
+        distribute_metrics.register(&mut metrics);
+        history.metrics().register(&mut metrics);
+        sql.metrics().register(&mut metrics);
+        let pg_metrics = PgMetrics::default();
+        pg_metrics.register(&mut metrics);
+        metrics.register_collector(Box::new(metrics::LogFigures(Arc::clone(&log))));
+
+        let platform =
+            RunningPlatform::new(&engines, addresses, &log, &history, &distributor, &gateway_metrics);
+        let state = Arc::new(ServeState {
+            config: settings.serve.clone(),
+            shards,
+            live: Arc::clone(&live),
+            registry: Arc::clone(&registry),
+            decoders,
+            sql: Arc::clone(&sql),
+            platform: Arc::new(platform),
+            metrics: Arc::new(metrics),
+            anonymous,
+            started,
+        });
+        let router = catchment_serve::router(state).merge(gateway.router());
+
+        let closing = CancellationToken::new();
+        let history_stop = CancellationToken::new();
+        let mut background = JoinSet::new();
+        background.spawn(release(Arc::clone(&log), Arc::clone(&history)));
+        let history_task = tokio::spawn(history.run(history_stop.clone()));
+        let mut servers = JoinSet::new();
+        let stop = || closing.clone();
+        let (http_stop, mqtt_stop, pg_stop) = (stop(), stop(), stop());
+        servers.spawn(async move { ended("HTTP", http::serve(http_listener, router, http_stop).await) });
+        servers.spawn(async move { ended("MQTT", gateway.serve_mqtt(mqtt_listener, mqtt_stop).await) });
+        let pg_config = settings.postgres.clone();
+        servers.spawn(async move {
+            let stopped = pg_stop.cancelled_owned();
+            ended("PostgreSQL", pg::serve(pg_listener, sql, admission, pg_config, pg_metrics, stopped).await);
+        });
+        Ok(Self {
+            settings,
+            folder,
+            engines,
+            addresses,
+            log,
+            live,
+            registry,
+            distributor,
+            closing,
+            history_stop,
+            servers,
+            background,
+            history: history_task,
+        })
+    }
+
+    /// The MQTT listener as worlds of this process reach it.
+    fn own_mqtt(&self) -> MqttTarget {
+        let mut address = self.addresses.mqtt;
+        if address.ip().is_unspecified() {
+            address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
+        }
+        let token = (!self.settings.loopback_only())
+            .then(|| crate::folder::read_admin_token(self.folder.path()).ok());
+        let credentials = token.flatten().map(|token| (ADMIN.to_owned(), token));
+        MqttTarget { host: address.ip().to_string(), port: address.port(), credentials }
+    }
+
+    /// Tells where everything is, and that it is ready.
+    fn announce(&self) {
+        let Addresses { http, mqtt, pg } = self.addresses;
+        println!("catchment {}", env!("CARGO_PKG_VERSION"));
+        let mut lines = vec![
+            ("status page", format!("http://{http}/")),
+            ("REST", format!("http://{http}/api/v1/  (OpenAPI: http://{http}/api/v1/openapi.json)")),
+            ("live", format!("ws://{http}/api/v1/live")),
+            ("metrics", format!("http://{http}/metrics")),
+            ("MQTT", format!("mqtt://{mqtt}  (WebSocket: ws://{http}/mqtt)")),
+            ("PostgreSQL", format!("postgresql://admin@{pg}/main")),
+            ("data", self.folder.path().display().to_string()),
+        ];
+        let seams = self.engines.iter().filter(|(_, engine)| *engine != Engine::Off);
+        lines.extend(seams.map(|(seam, engine)| (seam.name(), engine.to_string())));
+        let access = match self.settings.loopback_only() {
+            true => "from this machine, without a token too",
+            false => "only with a token: not every listener is on loopback, so anonymous access is off",
+        };
+        lines.push(("access", access.to_owned()));
+        for (name, value) in lines {
+            println!("  {name:<12} {value}");
+        }
+        println!("ready");
+    }
+
+    async fn stop(mut self) {
+        self.closing.cancel();
+        // Subscribers' connections would otherwise stay open until their readers leave.
+        self.live.close();
+        while self.servers.join_next().await.is_some() {}
+        self.log.close().await;
+        self.distributor.shutdown().await;
+        self.history_stop.cancel();
+        if let Err(error) = self.history.await {
+            tracing::error!(%error, "history ended badly; its rows are in the log");
+        }
+        self.background.shutdown().await;
+        self.registry.close().await;
+    }
+}
+
+fn resolve(settings: &Settings) -> anyhow::Result<Vec<(Seam, Engine)>> {
+    let resolve = |seam| Ok((seam, engines::resolve(seam, settings.engines.get(seam), &settings.data)?));
+    Seam::ALL.into_iter().map(resolve).collect()
+}
+
+/// The path of an engine that has one.
+fn path_of(engines: &[(Seam, Engine)], seam: Seam) -> anyhow::Result<PathBuf> {
+    match engines.iter().find(|(other, _)| *other == seam) {
+        Some((_, Engine::Embedded(path))) => Ok(path.clone()),
+        _ => bail!("the engine {} has no folder", seam.name()),
+    }
+}
+
+async fn bind(flag: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| {
+        format!("{address} cannot be listened on; is another process there? --{flag} ADDR:PORT names another address")
+    })
+}
+
+/// Makes the administrator's token at the first start, and puts it back into its file if that has gone.
+async fn make_administrator(registry: &Registry, folder: &DataFolder) -> anyhow::Result<()> {
+    if registry.tokens().await?.iter().any(|token| token.role == Role::Admin) {
+        return Ok(());
+    }
+    let new = NewToken { name: ADMIN, role: Role::Admin, device_id: None };
+    let (_, token) = registry.create_token(new).await?;
+    let path = folder.write_admin_token(&token)?;
+    println!("the administrator's token, shown this once and kept in {}:\n  {token}\n", path.display());
+    Ok(())
+}
+
+async fn open_log(path: &Path, settings: &Settings) -> anyhow::Result<Arc<EmbeddedLog>> {
+    let (path, config) = (path.to_owned(), settings.log.clone());
+    Ok(tokio::task::spawn_blocking(move || EmbeddedLog::open(&path, config)).await??)
+}
+
+fn shards(settings: &Settings, partitions: u32) -> Arc<[Arc<Shard>]> {
+    let config = ShardConfig { snapshot_bytes_max: settings.snapshot_bytes_max(), ..ShardConfig::default() };
+    (0..partitions).map(|partition| Shard::with_config(partition, config)).collect()
+}
+
+/// Queries spill into the data folder unless told otherwise: the temporary folder is often memory.
+fn sql_config(settings: &Settings, folder: &DataFolder) -> anyhow::Result<SqlConfig> {
+    let mut config = settings.serve.sql.clone();
+    if config.spill_dir.is_none() {
+        let spill = folder.path().join("spill");
+        // What a process that was killed has left is of no use to anybody.
+        let _ = std::fs::remove_dir_all(&spill);
+        std::fs::create_dir_all(&spill).with_context(|| format!("{} cannot be made", spill.display()))?;
+        config.spill_dir = Some(spill);
+    }
+    Ok(config)
+}
+
+/// Lets the log drop what history has committed, whenever it has.
+async fn release(log: Arc<EmbeddedLog>, history: Arc<History>) {
+    let mut committed = history.subscribe_committed();
+    drop(history);
+    loop {
+        let offsets = committed.borrow_and_update().clone();
+        for (partition, offset) in (0..).zip(offsets) {
+            log.release(partition, offset);
+        }
+        if committed.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn ended<E: std::fmt::Display>(name: &str, result: Result<(), E>) {
+    if let Err(error) = result {
+        tracing::error!(%error, "the {name} listener has ended");
+    }
+}
+
+/// Ctrl-C and SIGTERM.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! The log's figures for Prometheus, read when they are asked for.
+
+use std::fmt;
+use std::sync::Arc;
+
+use catchment_eventlog::EventLog;
+use catchment_eventlog::embedded::EmbeddedLog;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Unit;
+
+/// `catchment_log_…`.
+#[derive(Debug)]
+pub(super) struct LogFigures(pub(super) Arc<EmbeddedLog>);
+
+impl Collector for LogFigures {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let stats = self.0.stats();
+        let counters = [
+            ("appended_events", "Events made durable", None, stats.appended_events),
+            (
+                "appended",
+                "Encoded bytes of these, before compression",
+                Some(Unit::Bytes),
+                stats.appended_bytes,
+            ),
+            ("stored", "Bytes written for them, after compression", Some(Unit::Bytes), stats.stored_bytes),
+            ("commits", "Group commits", None, stats.commits),
+            ("corrupted_blocks", "Blocks found corrupted", None, stats.corrupted_blocks),
+        ];
+        let gauges = [
+            ("disk", "Bytes of segments on disk", stats.disk_bytes),
+            ("queued", "Encoded bytes that are not durable yet", stats.queued_bytes),
+        ];
+        for (name, help, unit, value) in counters {
+            let counter = ConstCounter::new(value);
+            let name = format!("catchment_log_{name}");
+            counter.encode(encoder.encode_descriptor(
+                &name,
+                help,
+                unit.as_ref(),
+                counter.metric_type(),
+            )?)?;
+        }
+        for (name, help, value) in gauges {
+            let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+            let name = format!("catchment_log_{name}");
+            gauge.encode(encoder.encode_descriptor(
+                &name,
+                help,
+                Some(&Unit::Bytes),
+                gauge.metric_type(),
+            )?)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,165 @@
+//! What the status page and `/readyz` say about the parts that only the composition root knows.
+
+use std::sync::Arc;
+
+use catchment_distribute::Distributor;
+use catchment_eventlog::EventLog;
+use catchment_eventlog::embedded::EmbeddedLog;
+use catchment_gateway::GatewayMetrics;
+use catchment_serve::status::{
+    Engine as EngineStatus, GatewayStatus, HistoryStatus, Listener, PartitionStatus, Platform, PlatformStatus,
+};
+use catchment_store::history::{History, HistoryHealth};
+use catchment_types::Offset;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::registry::Registry;
+use tokio::sync::watch;
+
+use super::Addresses;
+use crate::engines::{Engine, Seam};
+
+/// A partition that is further behind than this after a start is not ready to answer.
+const LAG_EVENTS_MAX: u64 = 100_000;
+
+/// The running parts.
+pub(super) struct RunningPlatform {
+    listeners: Vec<Listener>,
+    engines: Vec<EngineStatus>,
+    log: Arc<EmbeddedLog>,
+    history: Arc<History>,
+    processed: watch::Receiver<Vec<Offset>>,
+    gateway: GatewayFigures,
+}
+
+impl RunningPlatform {
+    pub(super) fn new(
+        engines: &[(Seam, Engine)],
+        addresses: Addresses,
+        log: &Arc<EmbeddedLog>,
+        history: &Arc<History>,
+        distributor: &Distributor,
+        gateway: &GatewayMetrics,
+    ) -> Self {
+        let listener = |name: &str, url: String| Listener { name: name.to_owned(), url };
+        let engine = |(seam, engine): &(Seam, Engine)| EngineStatus {
+            part: seam.name().to_owned(),
+            url: engine.to_string(),
+        };
+        Self {
+            listeners: vec![
+                listener("http", format!("http://{}", addresses.http)),
+                listener("mqtt", format!("mqtt://{}", addresses.mqtt)),
+                listener("postgres", format!("postgresql://{}", addresses.pg)),
+            ],
+            engines: engines.iter().filter(|(_, engine)| *engine != Engine::Off).map(engine).collect(),
+            log: Arc::clone(log),
+            history: Arc::clone(history),
+            processed: distributor.processed(),
+            gateway: GatewayFigures::new(gateway),
+        }
+    }
+
+    fn partitions(&self) -> Vec<PartitionStatus> {
+        let decoded = self.processed.borrow().clone();
+        let status = |(partition, decoded_offset)| PartitionStatus {
+            partition,
+            log_offset: self.log.range(partition).end,
+            decoded_offset,
+            committed_offset: self.history.start_offset(partition),
+        };
+        (0..).zip(decoded).map(status).collect()
+    }
+
+    fn failing(&self) -> Option<String> {
+        match self.history.health() {
+            HistoryHealth::Healthy => None,
+            HistoryHealth::Failing { since, attempts, message } => Some(format!(
+                "rows cannot be brought into files since {since} ({attempts} attempts): {message}"
+            )),
+        }
+    }
+}
+
+impl Platform for RunningPlatform {
+    fn status(&self) -> PlatformStatus {
+        let log = self.log.stats();
+        let gateway = self.gateway.read();
+        PlatformStatus {
+            listeners: self.listeners.clone(),
+            engines: self.engines.clone(),
+            gateway: GatewayStatus {
+                connections: gateway.sum("catchment_gateway_connections"),
+                events_total: log.appended_events,
+                bytes_total: log.appended_bytes,
+                refused_total: gateway.sum("catchment_gateway_refused_messages_total"),
+            },
+            partitions: self.partitions(),
+            history: HistoryStatus {
+                buffered_bytes: self.history.buffered_bytes() as u64,
+                failing: self.failing(),
+            },
+        }
+    }
+
+    fn not_ready(&self) -> Vec<String> {
+        let mut reasons: Vec<String> = self
+            .partitions()
+            .into_iter()
+            .filter(|partition| {
+                partition.log_offset.saturating_sub(partition.decoded_offset) > LAG_EVENTS_MAX
+            })
+            .map(|partition| {
+                let behind = partition.log_offset.saturating_sub(partition.decoded_offset);
+                format!("partition {} is {behind} events behind the log", partition.partition)
+            })
+            .collect();
+        reasons.extend(self.failing());
+        reasons
+    }
+}
+
+/// The gateway's figures, read the way Prometheus reads them: what it counts has no other face.
+struct GatewayFigures(Registry);
+
+/// One reading of them.
+struct GatewayText(String);
+
+impl GatewayFigures {
+    fn new(metrics: &GatewayMetrics) -> Self {
+        let mut registry = Registry::default();
+        metrics.register(&mut registry);
+        Self(registry)
+    }
+
+    fn read(&self) -> GatewayText {
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        let _ = encode(&mut text, &self.0);
+        GatewayText(text)
+    }
+}
+
+impl GatewayText {
+    /// The sum over all labels of a metric.
+    fn sum(&self, name: &str) -> u64 {
+        let value = |line: &str| {
+            let rest = line.strip_prefix(name).filter(|rest| rest.starts_with([' ', '{']))?;
+            rest.rsplit(' ').next()?.parse::<f64>().ok()
+        };
+        self.0.lines().filter_map(value).sum::<f64>() as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_summed_over_labels() {
+        let text =
+            GatewayText("# HELP a_total x\na_total{r=\"x y\"} 2\na_total{r=\"z\"} 3\na_total_b 9\n".into());
+        assert_eq!((text.sum("a_total"), text.sum("b")), (5, 0));
+        let metrics = GatewayFigures::new(&GatewayMetrics::default()).read();
+        assert!(metrics.0.contains("\ncatchment_gateway_connections 0\n"), "{}", metrics.0);
+    }
+}

@@ -1,0 +1,208 @@
+//! `catchment bench ingest`: what taking events in costs, measured from outside.
+//!
+//! The server is a process of its own; this process is the load generator, the prober and the clerk. Three phases: full
+//! load without anybody looking (throughput, CPU), full load with the probe (latencies), half load with the probe. At the
+//! end SQL has to count exactly what was acknowledged.
+
+mod generator;
+mod mqtt;
+mod probe;
+mod process;
+mod report;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use catchment_sim::load::EVENT_TYPE;
+
+use self::generator::Fleet;
+use self::process::{Server, Usage, usage};
+use self::report::{Phase, Report};
+use crate::cli::{BenchCommand, IngestArgs};
+use crate::client::Client;
+
+/// The full phase with the probe is no longer than this.
+const PROBED_FULL_MAX: Duration = Duration::from_secs(20);
+const WARM_UP: Duration = Duration::from_secs(2);
+const VISIBLE_MAX: Duration = Duration::from_secs(120);
+
+/// Runs a benchmark and prints its figures.
+///
+/// # Errors
+/// The server cannot be reached, breaks a connection, or has lost or doubled an event.
+pub(crate) fn bench(command: BenchCommand) -> anyhow::Result<()> {
+    let BenchCommand::Ingest(args) = command;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(ingest(&args))
+}
+
+/// The platform under measurement, its own process or somebody else's.
+#[derive(Clone)]
+struct Target {
+    mqtt: SocketAddr,
+    client: Client,
+    token: Option<String>,
+    pid: Option<u32>,
+}
+
+async fn ingest(args: &IngestArgs) -> anyhow::Result<()> {
+    let server = match args.target {
+        Some(_) => None,
+        None => Some(Server::start(args.config.as_deref())?),
+    };
+    let target = match (&server, args.target) {
+        (Some(server), _) => Target {
+            mqtt: server.mqtt,
+            client: server.client.clone(),
+            token: Some(server.token.clone()),
+            pid: Some(server.pid()),
+        },
+        (None, Some(mqtt)) => {
+            let client = Client::new(&args.client)?;
+            Target { mqtt, token: client.bearer().map(str::to_owned), client, pid: args.pid }
+        }
+        (None, None) => bail!("there is no server to measure"),
+    };
+    let mut report = measure(args, &target).await?;
+    if let Some(server) = server {
+        let stopped = tokio::task::spawn_blocking(move || server.stop()).await??;
+        report.ended(stopped.0, stopped.1);
+    }
+    if args.json {
+        report.print_json()?
+    } else {
+        report.print()
+    }
+    report.verdict()
+}
+
+async fn measure(args: &IngestArgs, target: &Target) -> anyhow::Result<Report> {
+    // What a user of such devices would set: readings from the metrics, the rest of the document stays in the raw event.
+    let rule = serde_json::json!({ "include": ["metrics.*"] });
+    let _: serde_json::Value = target
+        .client
+        .call("PUT", &format!("/api/v1/decoders/{EVENT_TYPE}"), Some(&rule))
+        .context("no decoder can be set")?;
+    let before = counts(&target.client)?;
+    let mut fleet =
+        Fleet::new(target.mqtt, target.token.clone(), args.connections, args.devices, args.window);
+    let duration = Duration::from_secs(args.duration);
+    let full_rate = (args.rate > 0).then_some(args.rate as f64);
+
+    let warm_up = fleet.publish(WARM_UP, full_rate).await?;
+    let mut acknowledged = warm_up.acknowledged;
+    wait_visible(&target.client, before.events + acknowledged).await?;
+
+    let mut report = Report::new(args);
+    let memory = Memory::watch(target.pid);
+    let usage_before = target.usage()?;
+    let sent = fleet.publish(duration, full_rate).await?;
+    acknowledged += sent.acknowledged;
+    let lag = wait_visible(&target.client, before.events + acknowledged).await?;
+    let cpu_seconds = target.usage()?.cpu_seconds - usage_before.cpu_seconds;
+    let rate = sent.acknowledged as f64 / sent.elapsed.as_secs_f64();
+    report.full(&sent, cpu_seconds, lag, memory.stop().await);
+
+    let probed = duration.min(PROBED_FULL_MAX);
+    acknowledged += phase(&mut fleet, target, &mut report, "full", probed, full_rate).await?;
+    if !args.no_half {
+        acknowledged += phase(&mut fleet, target, &mut report, "half", duration, Some(rate / 2.0)).await?;
+    }
+
+    wait_visible(&target.client, before.events + acknowledged).await?;
+    let after = counts(&target.client)?;
+    report.counted(acknowledged, after.events - before.events, after.readings - before.readings);
+    Ok(report)
+}
+
+/// A phase with the probe; gives how many events of the load were acknowledged.
+async fn phase(
+    fleet: &mut Fleet,
+    target: &Target,
+    report: &mut Report,
+    name: &'static str,
+    duration: Duration,
+    rate: Option<f64>,
+) -> anyhow::Result<u64> {
+    let run = format!("{name}_{}", std::process::id());
+    let prober = probe::probe(
+        target.mqtt,
+        target.token.clone(),
+        target.client.clone(),
+        &run,
+        // It begins and ends inside the load.
+        duration.saturating_sub(Duration::from_secs(1)).max(Duration::from_secs(1)),
+    );
+    let usage_before = target.usage()?;
+    let (sent, latencies) = tokio::join!(fleet.publish(duration, rate), prober);
+    let (sent, latencies) = (sent?, latencies?);
+    let cpu_seconds = target.usage()?.cpu_seconds - usage_before.cpu_seconds;
+    let acknowledged = sent.acknowledged;
+    report.probed(Phase { name, sent, cpu_seconds, latencies });
+    Ok(acknowledged)
+}
+
+impl Target {
+    fn usage(&self) -> anyhow::Result<Usage> {
+        self.pid.map_or(Ok(Usage::default()), usage)
+    }
+}
+
+/// Rows of the load.
+#[derive(Debug, Clone, Copy)]
+struct Counts {
+    events: u64,
+    readings: u64,
+}
+
+fn counts(client: &Client) -> anyhow::Result<Counts> {
+    let events = format!("SELECT count(*) FROM raw_events WHERE type = '{EVENT_TYPE}'");
+    let readings = "SELECT count(*) FROM raw_metrics WHERE device_id LIKE 'load-%'";
+    Ok(Counts { events: client.number(&events)? as u64, readings: client.number(readings)? as u64 })
+}
+
+/// Waits until SQL counts so many events of the load; gives how long that took.
+async fn wait_visible(client: &Client, events: u64) -> anyhow::Result<Duration> {
+    let started = Instant::now();
+    loop {
+        let counted = counts(client)?.events;
+        if counted >= events {
+            return Ok(started.elapsed());
+        }
+        if started.elapsed() > VISIBLE_MAX {
+            bail!("SQL counts {counted} events {VISIBLE_MAX:?} after {events} were acknowledged");
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Looks at the server's memory once a second.
+struct Memory {
+    stop: Arc<AtomicBool>,
+    samples: tokio::task::JoinHandle<Vec<u64>>,
+}
+
+impl Memory {
+    fn watch(pid: Option<u32>) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let samples = tokio::spawn(async move {
+            let mut samples = Vec::new();
+            let mut second = tokio::time::interval(Duration::from_secs(1));
+            while let Some(pid) = pid.filter(|_| !stopped.load(Relaxed)) {
+                second.tick().await;
+                samples.extend(usage(pid).map(|usage| usage.resident_bytes));
+            }
+            samples
+        });
+        Self { stop, samples }
+    }
+
+    async fn stop(self) -> Vec<u64> {
+        self.stop.store(true, Relaxed);
+        self.samples.await.unwrap_or_default()
+    }
+}

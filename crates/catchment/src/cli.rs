@@ -1,0 +1,478 @@
+//! The command line. Help texts are for people who have never seen Catchment.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use catchment_sim::MqttTarget;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::logging::LogFormat;
+use crate::settings::Overrides;
+
+/// One binary that takes the telemetry of a fleet, a city or a machine park in, keeps it, and answers at once.
+#[derive(Debug, Parser)]
+#[command(name = "catchment", version, propagate_version = true, max_term_width = 100)]
+#[command(after_help = "Examples:
+  catchment demo                                    the platform with simulated worlds; needs nothing else
+  catchment serve --data /var/lib/catchment         the platform on its own
+  catchment query \"SELECT * FROM devices\"           ask it
+  catchment tail city-*                             watch what comes in
+
+Every command explains itself: catchment help COMMAND")]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    /// What to log: error, warn, info, debug, trace, or a filter such as info,catchment_store=debug.
+    #[arg(long, global = true, value_name = "LEVEL", help_heading = "Logging")]
+    pub(crate) log_level: Option<String>,
+    /// How log lines look: auto is human on a terminal and plain otherwise.
+    #[arg(long, global = true, value_name = "FORMAT", help_heading = "Logging")]
+    pub(crate) log_format: Option<LogFormat>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Runs the platform.
+    #[command(after_help = "Examples:
+  catchment serve
+  catchment serve --data /var/lib/catchment --http 0.0.0.0:8080 --mqtt 0.0.0.0:1883
+  CATCHMENT_HISTORY__FLUSH_INTERVAL_MS=10000 catchment serve --config /etc/catchment.toml
+
+Settings come from, the later the stronger: built-in defaults, catchment.toml (--config, or in the working
+directory), environment variables CATCHMENT_…, flags. The first start makes an administrator's token.
+Ctrl-C drains and stops; a second Ctrl-C stops at once.")]
+    Serve(ServeArgs),
+    /// Runs the platform with simulated worlds that talk to it over the real protocols.
+    #[command(after_help = "Examples:
+  catchment demo
+  catchment demo --load-devices 1000 --load-rate 10
+
+The data folder is ./catchment-demo unless --data names another; it is kept, so that the next demo goes on from there.")]
+    Demo(DemoArgs),
+    /// Publishes a simulated world to any MQTT server, until Ctrl-C.
+    #[command(after_help = "Examples:
+  catchment simulate city --to mqtt://127.0.0.1:1883
+  catchment simulate load --load-devices 500 --load-rate 2 --to mqtt://device:TOKEN@gateway.example:1883")]
+    Simulate(SimulateArgs),
+    /// Runs one SQL statement and prints its rows.
+    #[command(after_help = "Examples:
+  catchment query \"SELECT device_id, metric_name, metric_value FROM snapshot LIMIT 10\"
+  catchment query --format csv \"SELECT * FROM aggregated_metrics\" > minutes.csv
+  echo \"SELECT count(*) FROM raw_events\" | catchment query
+
+Tables: raw_events, raw_metrics, aggregated_metrics, metric_rollups, snapshot, devices, rejects.")]
+    Query(QueryArgs),
+    /// Follows events live, as they come in.
+    #[command(after_help = "Examples:
+  catchment tail                      everything
+  catchment tail 'traffic-*'          devices whose id fits
+  catchment tail --type demo          one type
+  catchment tail | grep BTC           each event is one line")]
+    Tail(TailArgs),
+    /// Registers devices, and shows what is known of them.
+    #[command(subcommand)]
+    Device(DeviceCommand),
+    /// Decoders: the rules that turn the payloads of a type into readings. Changes take effect without a restart.
+    #[command(subcommand)]
+    Decoder(DecoderCommand),
+    /// Tokens: who may do what.
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Measures.
+    #[command(subcommand)]
+    Bench(BenchCommand),
+    /// Says whether a configuration is sound, what each engine resolves to, and what the machine gives.
+    #[command(after_help = "Examples:
+  catchment check
+  catchment check --config /etc/catchment.toml
+
+Exit code 0: sound. Exit code 1: not; the table says what and why.")]
+    Check(ServeArgs),
+}
+
+/// Where the platform keeps things and listens.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct ServeArgs {
+    /// Folder of everything that is kept [default: ./catchment-data].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+    /// File of settings [default: ./catchment.toml if there is one].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Where REST, WebSocket and MQTT over WebSocket listen [default: 127.0.0.1:8080].
+    #[arg(long, value_name = "ADDR:PORT", help_heading = "Listeners")]
+    pub(crate) http: Option<SocketAddr>,
+    /// Where MQTT listens [default: 127.0.0.1:1883].
+    #[arg(long, value_name = "ADDR:PORT", help_heading = "Listeners")]
+    pub(crate) mqtt: Option<SocketAddr>,
+    /// Where the PostgreSQL protocol listens [default: 127.0.0.1:5433].
+    #[arg(long, value_name = "ADDR:PORT", help_heading = "Listeners")]
+    pub(crate) pg: Option<SocketAddr>,
+    /// Engine of the event log [default: embedded].
+    #[arg(long, value_name = "URL", help_heading = "Engines")]
+    pub(crate) log: Option<String>,
+    /// Engine of the history [default: embedded].
+    #[arg(long, value_name = "URL", help_heading = "Engines")]
+    pub(crate) history: Option<String>,
+    /// Engine of snapshot and live [default: embedded].
+    #[arg(long, value_name = "URL", help_heading = "Engines")]
+    pub(crate) snapshot: Option<String>,
+    /// Engine of the registry [default: embedded].
+    #[arg(long, value_name = "URL", help_heading = "Engines")]
+    pub(crate) registry: Option<String>,
+    /// Where history that has grown old goes [default: nowhere].
+    #[arg(long, value_name = "URL", help_heading = "Engines")]
+    pub(crate) archive: Option<String>,
+    /// What this process does: gateway, distributor, api [default: all].
+    #[arg(long, value_name = "ROLE,…")]
+    pub(crate) roles: Option<String>,
+}
+
+impl ServeArgs {
+    /// The flags that were given, as settings.
+    pub(crate) fn overrides(&self) -> Overrides {
+        let text = |address: Option<SocketAddr>| address.map(|address| address.to_string());
+        let given = [
+            ("data", self.data.as_ref().map(|data| data.display().to_string())),
+            ("http", text(self.http)),
+            ("mqtt", text(self.mqtt)),
+            ("pg", text(self.pg)),
+            ("engines.log", self.log.clone()),
+            ("engines.history", self.history.clone()),
+            ("engines.snapshot", self.snapshot.clone()),
+            ("engines.registry", self.registry.clone()),
+            ("engines.archive", self.archive.clone()),
+            ("roles", self.roles.clone()),
+        ];
+        given.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
+    }
+}
+
+/// The platform and its worlds.
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    #[command(flatten)]
+    pub(crate) serve: ServeArgs,
+    #[command(flatten)]
+    pub(crate) world: WorldArgs,
+}
+
+/// How worlds behave.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct WorldArgs {
+    /// Devices under load; 0 leaves the load out.
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Worlds",
+        value_parser = clap::value_parser!(u32).range(..=1_000_000))]
+    pub(crate) load_devices: u32,
+    /// Events a second of each device under load.
+    #[arg(long, value_name = "R", default_value_t = 1.0, value_parser = positive, help_heading = "Worlds")]
+    pub(crate) load_rate: f64,
+    /// Of the random numbers: the same seed is the same weather.
+    #[arg(long, value_name = "SEED", default_value_t = 1, help_heading = "Worlds")]
+    pub(crate) seed: u64,
+}
+
+/// One world, elsewhere.
+#[derive(Debug, Args)]
+pub(crate) struct SimulateArgs {
+    /// Which world.
+    pub(crate) world: WorldName,
+    /// The MQTT server: mqtt://[USER[:PASSWORD]@]HOST[:PORT].
+    #[arg(long, value_name = "URL", default_value = "mqtt://127.0.0.1:1883")]
+    pub(crate) to: MqttTarget,
+    #[command(flatten)]
+    pub(crate) options: WorldArgs,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum WorldName {
+    /// Ten sensors of six kinds in Martinique, one observation a second each.
+    City,
+    /// The prices of four coins, one a second each.
+    Market,
+    /// Many devices with about 1 KB of JSON an event (--load-devices, --load-rate).
+    Load,
+}
+
+/// How to reach a running platform.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ClientArgs {
+    /// Address of the platform.
+    #[arg(
+        long,
+        env = "CATCHMENT_URL",
+        value_name = "URL",
+        default_value = "http://127.0.0.1:8080",
+        help_heading = "Connection"
+    )]
+    pub(crate) url: String,
+    /// Token to show. Without one, the administrator's is read from the data folder, where it is readable.
+    #[arg(
+        long,
+        env = "CATCHMENT_TOKEN",
+        hide_env_values = true,
+        value_name = "TOKEN",
+        help_heading = "Connection"
+    )]
+    pub(crate) token: Option<String>,
+    /// Data folder to read the administrator's token from.
+    #[arg(long, value_name = "DIR", help_heading = "Connection")]
+    pub(crate) data: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct QueryArgs {
+    /// The statement; read from standard input when absent or "-".
+    pub(crate) sql: Option<String>,
+    /// How rows are printed.
+    #[arg(long, value_enum, default_value_t = QueryFormat::Table)]
+    pub(crate) format: QueryFormat,
+    #[command(flatten)]
+    pub(crate) client: ClientArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum QueryFormat {
+    /// For people.
+    Table,
+    /// One document.
+    Json,
+    /// One object a line.
+    Ndjson,
+    /// With a header line.
+    Csv,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TailArgs {
+    /// Devices to follow: an id, with * for any characters.
+    pub(crate) filter: Option<String>,
+    /// Types to follow, with * for any characters.
+    #[arg(long = "type", value_name = "TYPE")]
+    pub(crate) event_type: Option<String>,
+    #[command(flatten)]
+    pub(crate) client: ClientArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DeviceCommand {
+    /// Registers a device and makes its token, with which it, and no other, may publish.
+    #[command(after_help = "Example:
+  catchment device add truck-7 --label site=lyon --label line=3")]
+    Add {
+        /// Its id: what stands in the topic devices/ID/TYPE.
+        id: String,
+        /// A label; may be repeated.
+        #[arg(long = "label", value_name = "KEY=VALUE", value_parser = key_value)]
+        labels: Vec<(String, String)>,
+        /// Makes no token: the device comes in without one, which only works from this machine.
+        #[arg(long)]
+        no_token: bool,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Lists devices, registered or only seen.
+    List {
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Shows a device and its latest values.
+    Show {
+        /// Its id.
+        id: String,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Takes a device out of the registry; what it sent stays.
+    Remove {
+        /// Its id.
+        id: String,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DecoderCommand {
+    /// Lists the rules.
+    List {
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Shows the rule of a type, or the default that applies to it.
+    Show {
+        /// The type.
+        event_type: String,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Sets the rule of a type.
+    #[command(after_help = "Example:
+  echo '{\"include\": [\"metrics.*\"]}' | catchment decoder set telemetry -")]
+    Set {
+        /// The type.
+        event_type: String,
+        /// File with the rule as JSON; "-" is standard input.
+        rule: PathBuf,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Removes the rule of a type; the default applies again.
+    Remove {
+        /// The type.
+        event_type: String,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Decodes a payload with a rule and shows readings and rejects; nothing is kept.
+    #[command(after_help = "Example:
+  echo '{\"ts\": 1700000000, \"rpm\": 900}' | catchment decoder test engine -")]
+    Test {
+        /// The type.
+        event_type: String,
+        /// File with the payload; "-" is standard input.
+        payload: PathBuf,
+        /// File with a rule to try instead of the one in force.
+        #[arg(long, value_name = "FILE")]
+        rule: Option<PathBuf>,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenCommand {
+    /// Prints the administrator's token of a data folder, alone on the last line.
+    Show {
+        /// The data folder.
+        #[arg(long, value_name = "DIR", default_value = "catchment-data")]
+        data: PathBuf,
+    },
+    /// Makes a token and prints it, alone on the last line. It cannot be shown again.
+    Create {
+        /// What it is for.
+        name: String,
+        /// What it may do.
+        #[arg(long, value_enum, default_value_t = RoleName::Reader)]
+        role: RoleName,
+        /// The only device it may publish as (role device).
+        #[arg(long, value_name = "ID", required_if_eq("role", "device"))]
+        device: Option<String>,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Lists tokens; their secrets are not kept.
+    List {
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Makes a token worthless.
+    Revoke {
+        /// Its id, as listed.
+        id: String,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RoleName {
+    /// Everything.
+    Admin,
+    /// Reading: SQL, snapshots, live.
+    Reader,
+    /// Publishing as one device.
+    Device,
+}
+
+impl RoleName {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Admin => "admin",
+            Self::Reader => "reader",
+            Self::Device => "device",
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchCommand {
+    /// Publishes as fast as the platform takes it and prints what it costs: events a second, CPU, bytes, latencies.
+    #[command(after_help = "Examples:
+  catchment bench ingest
+  catchment bench ingest --duration 600 --connections 50 --devices 1000 --json > figures.json
+
+The server is a process of its own with a new data folder, so that its CPU and memory are counted apart from the
+load generator's. See bench/README.md for what each figure means.")]
+    Ingest(IngestArgs),
+}
+
+/// What `bench ingest` does.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct IngestArgs {
+    /// Seconds of full load; half load is measured as long again.
+    #[arg(long, value_name = "SECONDS", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub(crate) duration: u64,
+    /// MQTT connections.
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) connections: u32,
+    /// Devices, spread over the connections.
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) devices: u32,
+    /// Messages that each connection may have without an acknowledgement.
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u16).range(1..=60_000))]
+    pub(crate) window: u16,
+    /// Events a second at full load; 0 is as fast as the platform takes them.
+    #[arg(long, value_name = "R", default_value_t = 0)]
+    pub(crate) rate: u64,
+    /// Leaves the measurement at half load out.
+    #[arg(long)]
+    pub(crate) no_half: bool,
+    /// Prints the figures as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// A running platform, instead of one of its own: its MQTT address. Needs --url and a token; its CPU and memory are
+    /// only counted with --pid.
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(crate) target: Option<SocketAddr>,
+    /// Process of the running platform.
+    #[arg(long, value_name = "PID", requires = "target")]
+    pub(crate) pid: Option<u32>,
+    /// Settings for the server that is started.
+    #[arg(long, value_name = "FILE", conflicts_with = "target")]
+    pub(crate) config: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) client: ClientArgs,
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number > 0.0 && number <= 1e6 => Ok(number),
+        _ => Err("a number above 0, at most 1000000, is needed".into()),
+    }
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("write KEY=VALUE".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn labels_are_pairs() {
+        assert_eq!(key_value("a=b=c"), Ok(("a".into(), "b=c".into())));
+        assert!(key_value("ab").is_err() && key_value("=b").is_err());
+    }
+}

@@ -1,0 +1,143 @@
+//! `catchment device …`.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::{Client, print, print_table, segment};
+use crate::cli::DeviceCommand;
+
+const PATH: &str = "/api/v1/devices";
+
+#[derive(Debug, Deserialize)]
+struct Page {
+    devices: Vec<Device>,
+    next_cursor: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Device {
+    device_id: String,
+    registered: bool,
+    labels: Option<Map<String, Value>>,
+    created_at: Option<String>,
+    first_seen: Option<String>,
+    last_seen: Option<String>,
+    events: u64,
+    metrics: u64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Added {
+    token: Option<String>,
+    client: Value,
+}
+
+#[derive(Debug, Deserialize)]
+struct Snapshot {
+    metrics: BTreeMap<String, Latest>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Latest {
+    value: Value,
+    timestamp: String,
+}
+
+/// Runs a command about devices.
+///
+/// # Errors
+/// The platform cannot be reached or refuses.
+pub(crate) fn device(command: DeviceCommand) -> anyhow::Result<()> {
+    match command {
+        DeviceCommand::Add { id, labels, no_token, client } => {
+            let labels: Map<String, Value> =
+                labels.into_iter().map(|(key, value)| (key, value.into())).collect();
+            let labels = if labels.is_empty() { Value::Null } else { Value::Object(labels) };
+            let body = json!({ "device_id": id, "labels": labels, "token": !no_token });
+            let added: Added = Client::new(&client)?.call("POST", PATH, Some(&body))?;
+            print(&format!("registered {id}\n"))?;
+            for way in ["mqtt", "http"] {
+                if let Some(command) =
+                    added.client.pointer(&format!("/{way}/command")).and_then(Value::as_str)
+                {
+                    print(&format!("  {command}\n"))?;
+                }
+            }
+            match added.token {
+                Some(token) => print(&format!("its token, shown this once:\n{token}\n")),
+                None => Ok(()),
+            }
+        }
+        DeviceCommand::List { client } => list(&Client::new(&client)?),
+        DeviceCommand::Show { id, client } => show(&Client::new(&client)?, &id),
+        DeviceCommand::Remove { id, client } => {
+            Client::new(&client)?.call::<Value>("DELETE", &format!("{PATH}/{}", segment(&id)), None)?;
+            print(&format!("removed {id}; what it sent stays\n"))
+        }
+    }
+}
+
+fn list(client: &Client) -> anyhow::Result<()> {
+    let mut rows = Vec::new();
+    let mut cursor = None;
+    loop {
+        let after = cursor.map(|cursor: String| format!("&cursor={}", segment(&cursor))).unwrap_or_default();
+        let page: Page = client.get(&format!("{PATH}?limit=1000{after}"))?;
+        rows.extend(page.devices.iter().map(|device| {
+            let registered = if device.registered { "yes" } else { "no" };
+            let seen = device.last_seen.clone().unwrap_or_default();
+            let (events, metrics) = (device.events.to_string(), device.metrics.to_string());
+            vec![device.device_id.clone(), registered.to_owned(), seen, events, metrics, labels(device)]
+        }));
+        cursor = page.next_cursor;
+        if cursor.is_none() {
+            break;
+        }
+    }
+    print_table(&["device", "registered", "last seen", "events", "metrics", "labels"], &rows)
+}
+
+fn show(client: &Client, id: &str) -> anyhow::Result<()> {
+    let path = format!("{PATH}/{}", segment(id));
+    let device: Device = client.get(&path)?;
+    let registered = match &device.created_at {
+        Some(created_at) => format!("since {created_at}"),
+        None => "no".to_owned(),
+    };
+    let rows = [
+        ("device", device.device_id.clone()),
+        ("registered", registered),
+        ("labels", labels(&device)),
+        ("first seen", device.first_seen.clone().unwrap_or_default()),
+        ("last seen", device.last_seen.clone().unwrap_or_default()),
+        ("events", device.events.to_string()),
+    ];
+    for (name, value) in rows {
+        print(&format!("{name:<11} {value}\n"))?;
+    }
+    if device.metrics == 0 {
+        return Ok(());
+    }
+    let snapshot: Snapshot = client.get(&format!("{path}/snapshot"))?;
+    print("\n")?;
+    print_table(&["metric", "value", "timestamp"], &metrics(&snapshot.metrics))
+}
+
+fn metrics(metrics: &BTreeMap<String, Latest>) -> Vec<Vec<String>> {
+    let value = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    metrics
+        .iter()
+        .map(|(name, latest)| vec![name.clone(), value(&latest.value), latest.timestamp.clone()])
+        .collect()
+}
+
+fn labels(device: &Device) -> String {
+    let labels = device.labels.iter().flatten();
+    let pair = |(key, value): (&String, &Value)| match value.as_str() {
+        Some(text) => format!("{key}={text}"),
+        None => format!("{key}={value}"),
+    };
+    labels.map(pair).collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,187 @@
+//! The one place where engine URLs are resolved.
+//!
+//! Nothing given, or `file:PATH`, is the embedded engine in one folder. Another scheme names an engine of its own; one that
+//! is not in this build answers so by name.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// Where an engine can be chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Seam {
+    Log,
+    History,
+    Snapshot,
+    Registry,
+    Archive,
+}
+
+impl Seam {
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Log, Self::History, Self::Snapshot, Self::Registry, Self::Archive];
+
+    /// The flag's name, and the setting's in `[engines]`.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Log => "log",
+            Self::History => "history",
+            Self::Snapshot => "snapshot",
+            Self::Registry => "registry",
+            Self::Archive => "archive",
+        }
+    }
+
+    /// Schemes that will name an engine here, with the engine's name.
+    const fn schemes(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Log => &[("kafka", "kafka")],
+            Self::History => &[("clickhouse", "clickhouse")],
+            Self::Snapshot => &[("redis", "redis"), ("rediss", "redis")],
+            Self::Registry => &[("postgres", "postgres"), ("postgresql", "postgres")],
+            Self::Archive => &[("s3", "s3")],
+        }
+    }
+
+    /// Where the embedded engine keeps things inside the data folder, if it keeps any.
+    const fn folder(self) -> Option<&'static str> {
+        match self {
+            Self::Log => Some("log"),
+            Self::History => Some("history"),
+            Self::Registry => Some("registry.sqlite"),
+            Self::Snapshot | Self::Archive => None,
+        }
+    }
+}
+
+/// The chosen URLs; none is the embedded engine.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct EngineUrls {
+    pub(crate) log: Option<String>,
+    pub(crate) history: Option<String>,
+    pub(crate) snapshot: Option<String>,
+    pub(crate) registry: Option<String>,
+    pub(crate) archive: Option<String>,
+}
+
+impl EngineUrls {
+    /// The URL at a seam.
+    pub(crate) fn get(&self, seam: Seam) -> Option<&str> {
+        let url = match seam {
+            Seam::Log => &self.log,
+            Seam::History => &self.history,
+            Seam::Snapshot => &self.snapshot,
+            Seam::Registry => &self.registry,
+            Seam::Archive => &self.archive,
+        };
+        url.as_deref().filter(|url| !url.is_empty())
+    }
+}
+
+/// What a seam resolves to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Engine {
+    /// The embedded engine at this path.
+    Embedded(PathBuf),
+    /// The embedded engine in this process's memory, rebuilt on start.
+    Memory,
+    /// Nothing.
+    Off,
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Embedded(path) => write!(f, "embedded in {}", path.display()),
+            Self::Memory => f.write_str("embedded, in memory"),
+            Self::Off => f.write_str("off"),
+        }
+    }
+}
+
+/// A URL that no engine of this build answers to.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub(crate) enum BadEngine {
+    #[error("the engine {engine} is not in this build; leave --{} away to use the embedded engine", .seam.name())]
+    NotBuilt { seam: Seam, engine: &'static str },
+    #[error("{url:?} names no engine that --{} knows; it can be left away (embedded), or file:PATH, or {}", .seam.name(), known(*.seam))]
+    Unknown { seam: Seam, url: String },
+    #[error("--{} takes no file: URL; leave it away", .seam.name())]
+    NoFile { seam: Seam },
+}
+
+/// What `url` means at `seam`, for a data folder.
+///
+/// # Errors
+/// When no engine of this build answers to it.
+pub(crate) fn resolve(seam: Seam, url: Option<&str>, data: &Path) -> Result<Engine, BadEngine> {
+    let Some(url) = url else {
+        return Ok(match (seam, seam.folder()) {
+            (_, Some(folder)) => Engine::Embedded(data.join(folder)),
+            (Seam::Archive, None) => Engine::Off,
+            (_, None) => Engine::Memory,
+        });
+    };
+    let (scheme, rest) = url.split_once(':').unwrap_or(("", url));
+    if scheme == "file" {
+        let path = rest.strip_prefix("//").unwrap_or(rest);
+        return match (path, seam.folder()) {
+            (_, None) => Err(BadEngine::NoFile { seam }),
+            ("", Some(folder)) => Ok(Engine::Embedded(data.join(folder))),
+            (path, Some(_)) => Ok(Engine::Embedded(PathBuf::from(path))),
+        };
+    }
+    match seam.schemes().iter().find(|(known, _)| *known == scheme) {
+        Some((_, engine)) => Err(BadEngine::NotBuilt { seam, engine }),
+        None => Err(BadEngine::Unknown { seam, url: hide_credentials(url) }),
+    }
+}
+
+/// The URL with what stands between `://` and `@` hidden.
+pub(crate) fn hide_credentials(url: &str) -> String {
+    match url.split_once("://").map(|(scheme, rest)| (scheme, rest.rsplit_once('@'))) {
+        Some((scheme, Some((_, address)))) => format!("{scheme}://***@{address}"),
+        _ => url.to_owned(),
+    }
+}
+
+fn known(seam: Seam) -> String {
+    seam.schemes().iter().map(|(scheme, _)| format!("{scheme}://…")).collect::<Vec<_>>().join(" or ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_embedded() {
+        let data = Path::new("/d");
+        let resolved = |seam| resolve(seam, None, data).unwrap();
+        assert_eq!(resolved(Seam::Log), Engine::Embedded("/d/log".into()));
+        assert_eq!(resolved(Seam::Registry), Engine::Embedded("/d/registry.sqlite".into()));
+        assert_eq!((resolved(Seam::Snapshot), resolved(Seam::Archive)), (Engine::Memory, Engine::Off));
+        assert_eq!(resolve(Seam::Log, Some("file:"), data), Ok(Engine::Embedded("/d/log".into())));
+        assert_eq!(
+            resolve(Seam::Log, Some("file:///fast/log"), data),
+            Ok(Engine::Embedded("/fast/log".into()))
+        );
+    }
+
+    #[test]
+    fn absent_engines_answer_by_name() {
+        let error =
+            resolve(Seam::Log, Some("kafka://u:secret@h/t"), Path::new("/d")).unwrap_err().to_string();
+        assert!(error.starts_with("the engine kafka is not in this build;"), "{error}");
+        let error = resolve(Seam::Log, Some("redis://u:secret@h"), Path::new("/d")).unwrap_err().to_string();
+        assert!(error.contains("kafka://…") && !error.contains("secret"), "{error}");
+    }
+
+    #[test]
+    fn credentials_are_hidden() {
+        assert_eq!(hide_credentials("kafka://u:p@h:9092/t"), "kafka://***@h:9092/t");
+        assert_eq!(hide_credentials("s3://bucket/x"), "s3://bucket/x");
+    }
+}

@@ -1,0 +1,128 @@
+//! The data folder: one process at a time, and the file with the administrator's token.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+
+const LOCK: &str = "LOCK";
+const ADMIN_TOKEN: &str = "admin.token";
+
+/// A data folder that this process owns until the value is dropped.
+#[derive(Debug)]
+pub(crate) struct DataFolder {
+    path: PathBuf,
+    /// The lock ends with the file's handle, however the process ends.
+    _lock: File,
+}
+
+impl DataFolder {
+    /// Makes the folder if there is none, and takes possession of it.
+    ///
+    /// # Errors
+    /// When it cannot be made or written to, or another process has it.
+    pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(path)
+            .with_context(|| format!("the data folder {} cannot be made", path.display()))?;
+        let lock_path = path.join(LOCK);
+        let mut lock = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&lock_path)
+            .with_context(|| format!("the data folder {} is not writable", path.display()))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut owner = String::new();
+                // Only to say who it is; the lock itself is the system's.
+                let _ = lock.read_to_string(&mut owner);
+                let owner = owner.trim();
+                bail!(
+                    "the data folder {} is in use by {}; stop that process or name another folder with --data",
+                    path.display(),
+                    if owner.is_empty() { "another process".to_owned() } else { format!("process {owner}") }
+                );
+            }
+            Err(TryLockError::Error(error)) => {
+                return Err(error).with_context(|| format!("{} cannot be locked", lock_path.display()));
+            }
+        }
+        lock.set_len(0)
+            .and_then(|()| lock.rewind())
+            .and_then(|()| writeln!(lock, "{}", std::process::id()))
+            .with_context(|| format!("{} cannot be written", lock_path.display()))?;
+        Ok(Self { path: path.to_owned(), _lock: lock })
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Keeps the administrator's token in a file that only the owner of the process can read.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(crate) fn write_admin_token(&self, token: &str) -> anyhow::Result<PathBuf> {
+        let path = self.path.join(ADMIN_TOKEN);
+        // Written beside and renamed: never half a token, never readable by others even for a moment.
+        let draft = self.path.join(format!("{ADMIN_TOKEN}.new"));
+        let _ = std::fs::remove_file(&draft);
+        let write = || {
+            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
+            writeln!(file, "{token}")?;
+            file.sync_all()?;
+            std::fs::rename(&draft, &path)
+        };
+        write().with_context(|| format!("the administrator's token cannot be kept in {}", path.display()))?;
+        Ok(path)
+    }
+}
+
+/// The administrator's token of a data folder, if it has one that this user may read.
+///
+/// # Errors
+/// When the file is missing or not readable.
+pub(crate) fn read_admin_token(data: &Path) -> anyhow::Result<String> {
+    let path = data.join(ADMIN_TOKEN);
+    let text = std::fs::read_to_string(&path).with_context(|| {
+        format!(
+            "the administrator's token cannot be read from {}; the first start of `catchment serve` makes it, and only the owner of that process may read it",
+            path.display()
+        )
+    })?;
+    Ok(text.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn one_owner_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("a/b");
+        let first = DataFolder::open(&data).unwrap();
+        let error = DataFolder::open(&data).unwrap_err().to_string();
+        assert!(error.contains(&format!("in use by process {}", std::process::id())), "{error}");
+        drop(first);
+        DataFolder::open(&data).unwrap();
+    }
+
+    #[test]
+    fn the_token_is_for_the_owner_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = DataFolder::open(dir.path()).unwrap();
+        assert!(read_admin_token(dir.path()).is_err());
+        let path = folder.write_admin_token("first").unwrap();
+        folder.write_admin_token("second").unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(read_admin_token(dir.path()).unwrap(), "second");
+    }
+}

@@ -1,0 +1,183 @@
+//! Settings: one struct, made of each part's own.
+//!
+//! Layers, the later the stronger: built-in defaults, the file, environment variables `CATCHMENT_…` (two underscores
+//! between section and key: `CATCHMENT_HISTORY__FLUSH_INTERVAL_MS`), flags. Each layer is checked by itself first, so that
+//! a mistake is reported where it was made.
+
+mod budget;
+mod layers;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use catchment_eventlog::embedded::LogConfig;
+use catchment_gateway::GatewayConfig;
+use catchment_serve::ServeConfig;
+use catchment_serve::pg::PgConfig;
+use catchment_store::history::HistoryConfig;
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::engines::EngineUrls;
+use crate::logging::LogFormat;
+
+pub(crate) use self::budget::MEMORY_BYTES_MIN;
+pub(crate) use self::layers::{Overrides, load};
+
+/// Everything that can be chosen.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Settings {
+    /// The data folder.
+    pub(crate) data: PathBuf,
+    /// Where HTTP listens.
+    pub(crate) http: SocketAddr,
+    /// Where MQTT listens.
+    pub(crate) mqtt: SocketAddr,
+    /// Where the PostgreSQL protocol listens.
+    pub(crate) pg: SocketAddr,
+    /// What this process does.
+    #[serde(deserialize_with = "roles")]
+    pub(crate) roles: Vec<ProcessRole>,
+    /// The memory that all parts share, in bytes; see [`budget`] for the shares.
+    pub(crate) memory_bytes_max: u64,
+    /// Milliseconds that an orderly stop may take.
+    pub(crate) stop_ms_max: u64,
+    /// How log lines look.
+    pub(crate) log_format: LogFormat,
+    /// What is logged.
+    pub(crate) log_level: String,
+    /// Engines by URL.
+    pub(crate) engines: EngineUrls,
+    /// Devices in.
+    pub(crate) gateway: GatewayConfig,
+    /// The embedded event log.
+    pub(crate) log: LogConfig,
+    /// The embedded history.
+    pub(crate) history: HistoryConfig,
+    /// REST, WebSocket, SQL.
+    pub(crate) serve: ServeConfig,
+    /// The PostgreSQL protocol.
+    pub(crate) postgres: PgConfig,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        Self {
+            data: PathBuf::from("catchment-data"),
+            http: loopback(8080),
+            mqtt: loopback(1883),
+            pg: loopback(5433),
+            roles: ProcessRole::ALL.to_vec(),
+            memory_bytes_max: budget::MEMORY_BYTES_DEFAULT,
+            stop_ms_max: 10_000,
+            log_format: LogFormat::Auto,
+            log_level: "info".to_owned(),
+            engines: EngineUrls::default(),
+            gateway: GatewayConfig::default(),
+            log: LogConfig::default(),
+            history: HistoryConfig::default(),
+            serve: ServeConfig::default(),
+            postgres: PgConfig::default(),
+        }
+    }
+}
+
+impl Settings {
+    /// The listeners, by the name of their flag.
+    pub(crate) fn listeners(&self) -> [(&'static str, SocketAddr); 3] {
+        [("http", self.http), ("mqtt", self.mqtt), ("pg", self.pg)]
+    }
+
+    /// Whether only this machine can reach us.
+    pub(crate) fn loopback_only(&self) -> bool {
+        self.listeners().iter().all(|(_, address)| address.ip().is_loopback())
+    }
+
+    /// The time an orderly stop may take.
+    pub(crate) fn stop_max(&self) -> Duration {
+        Duration::from_millis(self.stop_ms_max)
+    }
+
+    /// Checks everything that can be checked without touching the machine.
+    ///
+    /// # Errors
+    /// The first thing that cannot work.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        self.check_roles()?;
+        anyhow::ensure!(
+            self.memory_bytes_max >= MEMORY_BYTES_MIN,
+            "memory_bytes_max is {}; at least {MEMORY_BYTES_MIN} (256 MiB) are needed",
+            self.memory_bytes_max
+        );
+        self.gateway.check()?;
+        self.log.check()?;
+        Ok(())
+    }
+
+    /// Checks that this process has all roles: the embedded engines live in one process.
+    ///
+    /// # Errors
+    /// Names what is missing and why.
+    pub(crate) fn check_roles(&self) -> anyhow::Result<()> {
+        let missing: Vec<_> = ProcessRole::ALL
+            .into_iter()
+            .filter(|role| !self.roles.contains(role))
+            .map(ProcessRole::name)
+            .collect();
+        anyhow::ensure!(
+            missing.is_empty(),
+            "this process has no role {}, but roles can only be split over processes that share engines (kafka://, …), \
+             and none of those is in this build; leave --roles away",
+            missing.join(", ")
+        );
+        Ok(())
+    }
+}
+
+/// A part of the work that a process can take on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum ProcessRole {
+    Gateway,
+    Distributor,
+    Api,
+}
+
+impl ProcessRole {
+    const ALL: [Self; 3] = [Self::Gateway, Self::Distributor, Self::Api];
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Gateway => "gateway",
+            Self::Distributor => "distributor",
+            Self::Api => "api",
+        }
+    }
+}
+
+/// A list, or its items in one text with commas between, as flags and environment variables have it.
+fn roles<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<ProcessRole>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Form {
+        Text(String),
+        List(Vec<String>),
+    }
+    let names = match Form::deserialize(deserializer)? {
+        Form::Text(text) => text.split(',').map(|name| name.trim().to_owned()).collect(),
+        Form::List(list) => list,
+    };
+    let parse = |name: String| {
+        ProcessRole::ALL.into_iter().find(|role| role.name() == name).ok_or_else(|| {
+            serde::de::Error::custom(format!(
+                "there is no role {name:?}; the roles are gateway, distributor and api"
+            ))
+        })
+    };
+    names.into_iter().map(parse).collect()
+}
+
+#[cfg(test)]
+mod tests;

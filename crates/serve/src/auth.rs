@@ -1,0 +1,184 @@
+//! Who may do what.
+//!
+//! | role | may |
+//! | --- | --- |
+//! | admin | everything |
+//! | reader | read, and ask in SQL |
+//! | device | send, which is the gateway's business; nothing here |
+//!
+//! The token comes as `Authorization: Bearer …`; a WebSocket, whose browser API has no headers, may say `?token=…`.
+//! While every listener is on loopback, requests without a token may read. Pages of foreign sites in the user's browser
+//! reach loopback too, so such requests must name a loopback host (against DNS rebinding) and must not carry a foreign
+//! `Origin` (against cross-site WebSockets).
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
+use catchment_store::registry::{Identity, Role};
+
+use crate::ServeState;
+use crate::problem::Problem;
+
+/// Who makes a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Caller {
+    /// Nobody in particular, from this machine.
+    Anonymous,
+    /// The holder of a token.
+    Token(Arc<Identity>),
+}
+
+impl Caller {
+    /// A name for lists and logs.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Anonymous => "anonymous",
+            Self::Token(identity) => &identity.name,
+        }
+    }
+}
+
+/// Extractor of handlers that read: admin, reader, or anonymous where that is allowed.
+#[derive(Debug, Clone)]
+pub struct Reader(pub Caller);
+
+/// Extractor of handlers that change something: admin.
+#[derive(Debug, Clone)]
+pub struct Admin(pub Caller);
+
+impl FromRequestParts<Arc<ServeState>> for Reader {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &Arc<ServeState>) -> Result<Self, Problem> {
+        let caller = identify(parts, state)?;
+        match &caller {
+            Caller::Token(identity) if identity.role == Role::Device => {
+                Err(forbidden(identity, "reader or admin"))
+            }
+            Caller::Token(_) | Caller::Anonymous => Ok(Self(caller)),
+        }
+    }
+}
+
+impl FromRequestParts<Arc<ServeState>> for Admin {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &Arc<ServeState>) -> Result<Self, Problem> {
+        let caller = identify(parts, state)?;
+        match &caller {
+            Caller::Token(identity) if identity.role == Role::Admin => Ok(Self(caller)),
+            Caller::Token(identity) => Err(forbidden(identity, "admin")),
+            Caller::Anonymous => Err(unauthorized("this needs the administrator's token")),
+        }
+    }
+}
+
+fn identify(parts: &Parts, state: &ServeState) -> Result<Caller, Problem> {
+    if let Some(token) = token(parts)? {
+        return match state.registry.verify(&token) {
+            Some(identity) => Ok(Caller::Token(identity)),
+            None => Err(unauthorized("the token is not valid")),
+        };
+    }
+    if !state.anonymous {
+        return Err(unauthorized("this needs a token"));
+    }
+    if !host(&parts.headers, &parts.uri).is_some_and(is_loopback) {
+        return Err(Problem::new(
+            StatusCode::FORBIDDEN,
+            "forbidden",
+            "without a token, only requests to a loopback name (localhost, 127.0.0.1, [::1]) are answered",
+        )
+        .hint(TOKEN_HINT));
+    }
+    let is_own = |origin: &HeaderValue| origin.to_str().is_ok_and(is_loopback_origin);
+    if !parts.headers.get(header::ORIGIN).is_none_or(is_own) {
+        let message = "without a token, pages of other sites are not answered";
+        return Err(Problem::new(StatusCode::FORBIDDEN, "forbidden", message).hint(TOKEN_HINT));
+    }
+    Ok(Caller::Anonymous)
+}
+
+const TOKEN_HINT: &str =
+    "pass Authorization: Bearer …; print the administrator's with `catchment token show`";
+
+fn unauthorized(message: &str) -> Problem {
+    Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", message).hint(TOKEN_HINT)
+}
+
+fn forbidden(identity: &Identity, wanted: &str) -> Problem {
+    let message =
+        format!("the token {:?} has the role {}; this needs {wanted}", identity.name, identity.role);
+    Problem::new(StatusCode::FORBIDDEN, "forbidden", message).hint(TOKEN_HINT)
+}
+
+fn token(parts: &Parts) -> Result<Option<String>, Problem> {
+    if let Some(value) = parts.headers.get(header::AUTHORIZATION) {
+        let bearer = value.to_str().ok().and_then(|value| {
+            let (scheme, token) = value.split_once(' ')?;
+            scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned())
+        });
+        return match bearer {
+            Some(token) => Ok(Some(token)),
+            None => Err(unauthorized("the Authorization header is not `Bearer …`")),
+        };
+    }
+    let is_websocket = parts
+        .headers
+        .get(header::UPGRADE)
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"));
+    if !is_websocket {
+        return Ok(None);
+    }
+    // A token has no characters that need percent-encoding.
+    let query = parts.uri.query().unwrap_or_default();
+    Ok(query.split('&').find_map(|pair| pair.strip_prefix("token=")).map(str::to_owned))
+}
+
+fn host<'a>(headers: &'a HeaderMap, uri: &'a Uri) -> Option<&'a str> {
+    // HTTP/2 has the authority in the URI.
+    uri.authority().map(|authority| authority.as_str()).or_else(|| headers.get(header::HOST)?.to_str().ok())
+}
+
+/// Whether `host[:port]` names this machine.
+fn is_loopback(host: &str) -> bool {
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => host.split(':').next().unwrap_or_default(),
+    };
+    name.eq_ignore_ascii_case("localhost")
+        || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+fn is_loopback_origin(origin: &str) -> bool {
+    origin.split_once("://").is_some_and(|(_, host)| is_loopback(host))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_names() {
+        for host in ["localhost", "LOCALHOST:8080", "127.0.0.1", "127.9.9.9:1", "[::1]", "[::1]:8080"] {
+            assert!(is_loopback(host), "{host}");
+        }
+        for host in [
+            "",
+            "example.org",
+            "127.0.0.1.example.org",
+            "localhost.example.org:80",
+            "10.0.0.1",
+            "[::2]",
+            "0.0.0.0",
+        ] {
+            assert!(!is_loopback(host), "{host}");
+        }
+        assert!(is_loopback_origin("http://localhost:3000"));
+        assert!(!is_loopback_origin("https://example.org") && !is_loopback_origin("null"));
+    }
+}

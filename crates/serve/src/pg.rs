@@ -1,0 +1,173 @@
+//! The PostgreSQL protocol, version 3.0, over the SQL engine: for `psql`, drivers, Grafana and other tools.
+//!
+//! - Read-only. The database is the realm `main`; users give a token as password, in clear text: TLS belongs in front of it
+//!   wherever the network is not trusted. `SSLRequest` is answered with no.
+//! - Messages, types and the tables of `pg_catalog` come from `pgwire`, `arrow-pg` and `datafusion-pg-catalog`; the exchange is ours:
+//!   rows are sent as they come, with bounded memory; a statement stops at its time limit, when it is cancelled, when its client
+//!   leaves and when the server stops.
+//! - Every session has its own engine context, prepared statements, cursors and settings, all bounded.
+//!
+//! The flow: [`serve`] accepts → `connection` (one task each) → `startup` (who) → `session` (what each message does) →
+//! `command` (commands of the session) or `question` (planned through `catalog`, run by the engine) → `rows` and `encode` → `wire`.
+
+mod cancel;
+mod catalog;
+mod command;
+mod connection;
+mod encode;
+mod error;
+mod metrics;
+mod params;
+mod question;
+mod rows;
+mod session;
+mod settings;
+mod startup;
+mod wire;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+
+use crate::sql::{SqlEngine, SqlError};
+use cancel::Sessions;
+use catalog::Catalog;
+pub use metrics::PgMetrics;
+
+/// The user that needs no password where anonymous access is allowed.
+pub const ANONYMOUS: &str = "anonymous";
+/// Connections that may be in their first exchange at once.
+const PENDING_MAX: usize = 64;
+
+/// Limits of the PostgreSQL protocol: section `[postgres]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PgConfig {
+    /// Sessions at once; more are refused.
+    pub sessions_max: usize,
+    /// Longest first exchange, in seconds.
+    pub startup_timeout_s: u64,
+    /// A session without a statement for so long is closed, in seconds.
+    pub idle_timeout_s: u64,
+    /// Largest message of a client, in bytes.
+    pub message_bytes_max: usize,
+    /// When the server stops, sessions have so long to hear of it, in milliseconds.
+    pub drain_ms: u64,
+}
+
+impl Default for PgConfig {
+    fn default() -> Self {
+        Self {
+            sessions_max: 100,
+            startup_timeout_s: 60,
+            idle_timeout_s: 3600,
+            message_bytes_max: 16 << 20,
+            drain_ms: 2000,
+        }
+    }
+}
+
+/// What a user may do. Everybody only reads here; the role is for the log and for what is to come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Administrator.
+    Admin,
+    /// Reads.
+    Reader,
+}
+
+/// Who may connect.
+#[async_trait]
+pub trait PgAuth: Send + Sync {
+    /// Whether the password, a token, is right for the user.
+    async fn verify(&self, user: &str, password: &str) -> Option<Role>;
+
+    /// Whether [`ANONYMOUS`] gets in without a password.
+    fn anonymous_allowed(&self) -> bool {
+        false
+    }
+}
+
+/// What all connections share.
+struct Shared {
+    engine: Arc<SqlEngine>,
+    catalog: Catalog,
+    auth: Arc<dyn PgAuth>,
+    config: PgConfig,
+    sessions: Arc<Sessions>,
+    slots: Arc<Semaphore>,
+    metrics: PgMetrics,
+}
+
+/// Serves connections until `shutdown` resolves; then tells every session and returns within a bounded time.
+///
+/// # Errors
+/// The catalog tables cannot be set up over the engine's tables.
+pub async fn serve(
+    listener: TcpListener,
+    engine: Arc<SqlEngine>,
+    auth: Arc<dyn PgAuth>,
+    config: PgConfig,
+    metrics: PgMetrics,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), SqlError> {
+    let catalog = Catalog::new(&engine).map_err(|error| engine.error(&error))?;
+    let shared = Arc::new(Shared {
+        catalog,
+        auth,
+        sessions: Arc::default(),
+        slots: Arc::new(Semaphore::new(config.sessions_max)),
+        metrics,
+        config,
+        engine,
+    });
+    let pending = Arc::new(Semaphore::new(PENDING_MAX));
+    let (stop, stopping) = watch::channel(false);
+    let mut connections = JoinSet::new();
+    tokio::pin!(shutdown);
+    loop {
+        let accepted = tokio::select! {
+            () = &mut shutdown => break,
+            Some(ended) = connections.join_next() => {
+                if let Err(error) = ended {
+                    tracing::error!(%error, "a PostgreSQL session failed");
+                }
+                continue;
+            }
+            accepted = accept(&listener, &pending) => accepted,
+        };
+        match accepted {
+            Ok((stream, place)) => {
+                connections.spawn(connection::serve(stream, Arc::clone(&shared), stopping.clone(), place));
+            }
+            Err(error) => {
+                // Out of file descriptors, most likely: give others time to close theirs.
+                tracing::warn!(%error, "cannot accept a PostgreSQL connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+    drop(listener);
+    // Nobody listens when there is no connection.
+    let _ = stop.send(true);
+    let drained = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(Duration::from_millis(shared.config.drain_ms), drained).await.is_err() {
+        connections.shutdown().await;
+    }
+    Ok(())
+}
+
+async fn accept(
+    listener: &TcpListener,
+    pending: &Arc<Semaphore>,
+) -> std::io::Result<(tokio::net::TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+    let place = Arc::clone(pending).acquire_owned().await.map_err(std::io::Error::other)?;
+    let (stream, _) = listener.accept().await?;
+    Ok((stream, place))
+}

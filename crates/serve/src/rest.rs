@@ -1,0 +1,73 @@
+//! REST, with its OpenAPI document made from the handlers.
+
+mod decoders;
+mod devices;
+mod query;
+mod readings;
+mod sql;
+mod system;
+mod tokens;
+
+use std::sync::Arc;
+
+use axum::Router;
+use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
+use utoipa::{Modify, OpenApi};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::ServeState;
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "Catchment", description = "Telemetry in, kept, and answered. \
+        Times in requests are RFC 3339, epoch seconds or milliseconds, `now`, or before now such as `-1h`. \
+        Every refusal is `{error, message, hint?}`."),
+    security(("token" = [])),
+    modifiers(&BearerToken),
+    tags(
+        (name = "devices", description = "What sends"),
+        (name = "readings", description = "What was sent"),
+        (name = "decoders", description = "How payloads become readings"),
+        (name = "sql", description = "Questions over all tables"),
+        (name = "tokens", description = "Who may do what"),
+        (name = "system", description = "How the platform is")
+    )
+)]
+struct Api;
+
+struct BearerToken;
+
+impl Modify for BearerToken {
+    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
+        let scheme = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
+        openapi.components.get_or_insert_default().add_security_scheme("token", scheme);
+    }
+}
+
+/// The routes and the document that describes them, as JSON.
+pub(crate) fn router() -> (Router<Arc<ServeState>>, String) {
+    let (router, openapi) = OpenApiRouter::with_openapi(Api::openapi())
+        .routes(routes!(devices::list_devices, devices::create_device))
+        .routes(routes!(devices::get_device, devices::put_device, devices::delete_device))
+        .routes(routes!(readings::snapshot))
+        .routes(routes!(readings::history))
+        .routes(routes!(readings::aggregates))
+        .routes(routes!(readings::events))
+        .routes(routes!(readings::rejects))
+        .routes(routes!(decoders::list_decoders))
+        .routes(routes!(decoders::get_decoder, decoders::put_decoder, decoders::delete_decoder))
+        .routes(routes!(decoders::test_decoder))
+        .routes(routes!(tokens::list_tokens, tokens::create_token))
+        .routes(routes!(tokens::delete_token))
+        .routes(routes!(sql::run_sql))
+        .routes(routes!(sql::list_queries))
+        .routes(routes!(sql::cancel_query))
+        .routes(routes!(system::status))
+        .routes(routes!(system::metrics))
+        .routes(routes!(system::healthz))
+        .routes(routes!(system::readyz))
+        .split_for_parts();
+    // Plain data made by the macros: it always serializes.
+    (router, openapi.to_pretty_json().unwrap_or_default())
+}
