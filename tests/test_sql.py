@@ -90,6 +90,15 @@ def test_no_rows_are_fine_in_every_format(server, accept):
         assert pyarrow.ipc.open_stream(answer.content).read_all().num_rows == 0
 
 
+@pytest.mark.parametrize("rows", [0, 1, 100_000])
+def test_answers_are_compressed_where_that_is_understood(server, rows):
+    query = f"SELECT value FROM generate_series(1, {rows})"
+    body = {"query": query, "format": "csv"}
+    answer = requests.post(server.url("/api/v1/sql"), json=body, headers={"Accept-Encoding": "gzip"}, timeout=30)
+    assert answer.status_code == 200
+    assert answer.text.split()[1:] == [str(n) for n in range(1, rows + 1)]
+
+
 def test_types_survive_json(server):
     query = (
         "SELECT 9007199254740993::bigint, 0.1, 1.5e300, TIMESTAMP '2026-01-02T03:04:05.123456Z', true, NULL, 'a',"

@@ -240,7 +240,7 @@ mod tests {
         let found = listener("mqtt", taken.local_addr().unwrap());
         assert!(matches!(found.verdict, Verdict::Bad(reason) if reason.contains("--mqtt")));
         let mut settings = Settings::default();
-        settings.engines.history = Some("clickhouse://u:secret@h".to_owned());
+        settings.engines.history = "clickhouse://u:secret@h".to_owned();
         let found = engine(&settings, Seam::History);
         assert!(
             matches!(found.verdict, Verdict::Bad(reason) if reason.contains("clickhouse is not in this build"))

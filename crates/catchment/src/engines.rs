@@ -56,15 +56,15 @@ impl Seam {
     }
 }
 
-/// The chosen URLs; none is the embedded engine.
+/// The chosen URLs; an empty one is the embedded engine.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct EngineUrls {
-    pub(crate) log: Option<String>,
-    pub(crate) history: Option<String>,
-    pub(crate) snapshot: Option<String>,
-    pub(crate) registry: Option<String>,
-    pub(crate) archive: Option<String>,
+    pub(crate) log: String,
+    pub(crate) history: String,
+    pub(crate) snapshot: String,
+    pub(crate) registry: String,
+    pub(crate) archive: String,
 }
 
 impl EngineUrls {
@@ -77,7 +77,7 @@ impl EngineUrls {
             Seam::Registry => &self.registry,
             Seam::Archive => &self.archive,
         };
-        url.as_deref().filter(|url| !url.is_empty())
+        Some(url.as_str()).filter(|url| !url.is_empty())
     }
 }
 

@@ -4,24 +4,45 @@
 
 mod support;
 
-use std::process::Stdio;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use support::*;
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
+
+/// A running client; killed when dropped. It is waited for on a blocking thread: Tokio's processes are a feature that the
+/// product does not use, and everything behind Tokio would be built twice for it.
+struct Client(Child);
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Client {
+    async fn succeeds(mut self) -> bool {
+        tokio::task::spawn_blocking(move || self.0.wait()).await.unwrap().unwrap().success()
+    }
+
+    async fn lines(mut self, count: usize) -> Vec<String> {
+        let reader = BufReader::new(self.0.stdout.take().unwrap()).lines();
+        let lines = tokio::task::spawn_blocking(move || reader.take(count).collect::<Result<Vec<_>, _>>());
+        tokio::time::timeout(PATIENCE, lines).await.expect("lines").unwrap().unwrap()
+    }
+}
 
 /// mosquitto_pub or mosquitto_sub with the server's address; none where Debian's mosquitto-clients is not installed.
-fn mosquitto(tool: &str, server: &Server, arguments: &[&str]) -> Option<Child> {
+fn mosquitto(tool: &str, server: &Server, arguments: &[&str]) -> Option<Client> {
     let port = server.address.port().to_string();
     let child = Command::new(tool)
         .args(["-h", "127.0.0.1", "-p", &port])
         .args(arguments)
         .stdout(Stdio::piped())
-        .kill_on_drop(true)
         .spawn();
     match child {
-        Ok(child) => Some(child),
+        Ok(child) => Some(Client(child)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             eprintln!("skipped: {tool} is not installed (apt install mosquitto-clients)");
             None
@@ -30,41 +51,30 @@ fn mosquitto(tool: &str, server: &Server, arguments: &[&str]) -> Option<Child> {
     }
 }
 
-async fn lines(child: &mut Child, count: usize) -> Vec<String> {
-    let mut reader = BufReader::new(child.stdout.take().unwrap()).lines();
-    let mut lines = Vec::new();
-    while lines.len() < count {
-        let line = tokio::time::timeout(PATIENCE, reader.next_line()).await.expect("a line").unwrap();
-        lines.push(line.expect("not ended"));
-    }
-    lines
-}
-
 #[tokio::test]
 async fn mosquitto_both_ways() {
     for version in ["mqttv311", "mqttv5"] {
         let server = Server::start().await;
         let subscribe = ["-V", version, "-t", "devices/#", "-q", "2", "-v", "-i", "watcher"];
-        let Some(mut watcher) = mosquitto("mosquitto_sub", &server, &subscribe) else { return };
+        let Some(watcher) = mosquitto("mosquitto_sub", &server, &subscribe) else { return };
         until("subscribed", || server.metric("catchment_gateway_subscriptions ") == 1.0).await;
         for qos in ["0", "1", "2"] {
             let publish =
                 ["-V", version, "-t", "devices/m1/state", "-q", qos, "-m", &format!("{{\"qos\":{qos}}}")];
-            let mut publisher = mosquitto("mosquitto_pub", &server, &publish).unwrap();
-            assert!(publisher.wait().await.unwrap().success());
+            assert!(mosquitto("mosquitto_pub", &server, &publish).unwrap().succeeds().await);
         }
         let wanted = ["{\"qos\":0}", "{\"qos\":1}", "{\"qos\":2}"];
-        let got = lines(&mut watcher, 3).await;
+        let got = watcher.lines(3).await;
         assert_eq!(got, wanted.map(|payload| format!("devices/m1/state {payload}")));
         until("kept", || server.log.payloads() == wanted).await;
         // Retained, and many lines through one connection.
         let retain = ["-V", version, "-t", "devices/m1/config", "-r", "-m", "kept"];
-        mosquitto("mosquitto_pub", &server, &retain).unwrap().wait().await.unwrap();
+        assert!(mosquitto("mosquitto_pub", &server, &retain).unwrap().succeeds().await);
         let once = ["-V", version, "-t", "devices/+/config", "-C", "1"];
-        let mut once = mosquitto("mosquitto_sub", &server, &once).unwrap();
-        assert_eq!(lines(&mut once, 1).await, ["kept"]);
+        let once = mosquitto("mosquitto_sub", &server, &once).unwrap();
+        assert_eq!(once.lines(1).await, ["kept"]);
         let repeat = ["-V", version, "-t", "devices/m1/many", "-q", "1", "-m", "x", "--repeat", "500"];
-        assert!(mosquitto("mosquitto_pub", &server, &repeat).unwrap().wait().await.unwrap().success());
+        assert!(mosquitto("mosquitto_pub", &server, &repeat).unwrap().succeeds().await);
         assert_eq!(server.log.kept().len(), 3 + 1 + 500);
     }
 }

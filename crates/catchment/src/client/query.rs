@@ -45,11 +45,9 @@ pub(crate) fn query(args: &QueryArgs) -> anyhow::Result<()> {
     }
     let mut output = std::io::stdout().lock();
     match std::io::copy(&mut { body }, &mut output) {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
-        result => result.context("the answer was cut off")?,
-    };
-    // One document has no line end of its own.
-    if args.format == QueryFormat::Json { print("\n") } else { Ok(()) }
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        result => result.map(drop).context("the answer was cut off"),
+    }
 }
 
 fn statement(argument: Option<&str>) -> anyhow::Result<String> {
@@ -73,16 +71,15 @@ fn statement(argument: Option<&str>) -> anyhow::Result<String> {
 
 fn print_table(body: impl Read) -> anyhow::Result<()> {
     let reader = StreamReader::try_new(body, None).context("the answer is not an Arrow stream")?;
-    let schema = reader.schema();
-    let batches = reader.collect::<Result<Vec<_>, _>>().context("the answer was cut off")?;
-    let rows: usize = batches.iter().map(|batch| batch.num_rows()).sum();
+    let empty = RecordBatch::new_empty(reader.schema());
+    let mut batches = reader.collect::<Result<Vec<_>, _>>().context("the answer was cut off")?;
+    let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
     if batches.is_empty() {
-        let names: Vec<_> = schema.fields().iter().map(|field| field.name().as_str()).collect();
-        print(&format!("{}\n", names.join(", ")))?;
-    } else {
-        let readable = batches.iter().map(readable).collect::<Result<Vec<_>, _>>()?;
-        print(&format!("{}\n", pretty_format_batches(&readable)?))?;
+        // The head is shown even where there are no rows.
+        batches.push(empty);
     }
+    let readable = batches.iter().map(readable).collect::<Result<Vec<_>, _>>()?;
+    print(&format!("{}\n", pretty_format_batches(&readable)?))?;
     print(&format!("{rows} row{}\n", if rows == 1 { "" } else { "s" }))
 }
 

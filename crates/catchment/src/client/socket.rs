@@ -17,7 +17,7 @@ pub(crate) fn open_websocket(
 ) -> anyhow::Result<WebSocket<TcpStream>> {
     let mut request = format!("ws://{}{path}", client.address()).into_client_request()?;
     if let Some(token) = &client.token {
-        request.headers_mut().insert("authorization", token.parse()?);
+        request.headers_mut().insert("authorization", format!("Bearer {token}").parse()?);
     }
     let stream = TcpStream::connect(client.address()).with_context(|| {
         format!("no answer from {}; is `catchment serve` running there?", client.address())

@@ -71,7 +71,7 @@ fn later_layers_are_stronger() {
     assert_eq!(settings.log_level, "debug");
     assert_eq!(settings.http.port(), 3);
     assert_eq!(settings.log.partitions, 7);
-    assert_eq!(settings.engines.log.as_deref(), Some("kafka://h"));
+    assert_eq!(settings.engines.log, "kafka://h");
     assert_eq!(settings.mqtt, Settings::default().mqtt);
 }
 

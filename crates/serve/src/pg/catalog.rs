@@ -28,6 +28,7 @@ use datafusion_pg_catalog::pg_catalog::{
 use datafusion_pg_catalog::sql::PostgresCompatibilityParser;
 
 pub(super) use functions::Identity;
+pub(super) use rewrite::Planned;
 use information_schema::InformationSchema;
 use yielding::YieldInJoins;
 

@@ -187,6 +187,7 @@ pub(super) fn array_element(ty: &Type) -> Option<Type> {
         Type::BOOL_ARRAY => Type::BOOL,
         Type::INT2_ARRAY => Type::INT2,
         Type::INT4_ARRAY => Type::INT4,
+        Type::OID_ARRAY => Type::OID,
         Type::INT8_ARRAY => Type::INT8,
         Type::FLOAT4_ARRAY => Type::FLOAT4,
         Type::FLOAT8_ARRAY => Type::FLOAT8,

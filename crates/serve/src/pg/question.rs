@@ -15,6 +15,7 @@ use datafusion::sql::sqlparser::ast::{Expr, Ident, SelectItem, SetExpr, Statemen
 use pgwire::api::Type;
 
 use super::Shared;
+use super::catalog::Planned;
 use super::encode::{Column, columns, field_type};
 use super::error::{PgError, code};
 use super::params::arrow_type;
@@ -41,6 +42,7 @@ pub(super) struct Question {
     pub(super) parameters: Vec<Parameter>,
     /// Names of columns that PostgreSQL names otherwise than the engine; all, or none.
     names: Vec<Option<String>>,
+    about_catalog: bool,
     /// What the end of the rows is called.
     pub(super) tag: &'static str,
 }
@@ -56,12 +58,15 @@ impl Question {
         types: &[u32],
     ) -> Result<Self, PgError> {
         let told = |error| PgError::from_sql(error, text, chars_before);
-        let (statement, plan) =
+        let Planned { statement, plan, about_catalog } =
             shared.catalog.plan(&shared.engine, context, text, types).await.map_err(told)?;
-        let parameters = parameters(shared, &plan, types).map_err(|error| match error {
+        let mut parameters = parameters(shared, &plan, types).map_err(|error| match error {
             ParameterError::Ours(error) => error,
             ParameterError::Engine(error) => told(error),
         })?;
+        if about_catalog {
+            parameters.iter_mut().for_each(|parameter| oids(&mut parameter.ty));
+        }
         let explains = matches!(plan, LogicalPlan::Explain(_) | LogicalPlan::Analyze(_));
         Ok(Self {
             text: text.into(),
@@ -69,6 +74,7 @@ impl Question {
             plan,
             parameters,
             names: names(&statement),
+            about_catalog,
             tag: if explains { "EXPLAIN" } else { "SELECT" },
         })
     }
@@ -103,11 +109,15 @@ impl Question {
             }
         };
         let mut columns = columns(optimized.schema().as_arrow());
-        self.rename(&mut columns);
+        self.finish(&mut columns);
         Ok(columns.into())
     }
 
-    fn rename(&self, columns: &mut [Column]) {
+    /// Columns as PostgreSQL would describe them.
+    fn finish(&self, columns: &mut [Column]) {
+        if self.about_catalog {
+            columns.iter_mut().for_each(|column| oids(&mut column.ty));
+        }
         if self.names.len() == columns.len() {
             for (column, name) in columns.iter_mut().zip(&self.names) {
                 if let Some(name) = name {
@@ -142,10 +152,17 @@ impl Question {
             .map_err(|error| PgError::from_sql(error, &self.text, self.chars_before))?;
         let columns = described.unwrap_or_else(|| {
             let mut columns = columns(stream.schema());
-            self.rename(&mut columns);
+            self.finish(&mut columns);
             columns.into()
         });
         Ok(Rows::new(stream, columns, Arc::clone(&self.text), self.chars_before))
+    }
+}
+
+/// Lists of numbers in the catalog are lists of oids; drivers that look types up need to be told, or look for ever.
+fn oids(ty: &mut Type) {
+    if *ty == Type::INT4_ARRAY {
+        *ty = Type::OID_ARRAY;
     }
 }
 

@@ -8,6 +8,7 @@ use datafusion::sql::sqlparser::ast::{
     FunctionArgumentList, FunctionArguments, Ident, LimitClause, ObjectName, ObjectNamePart, Query,
     SelectItem, SetExpr, Statement, TableFactor, TimezoneInfo, Value, ValueWithSpan, VisitMut, VisitorMut,
 };
+use catchment_types::DEFAULT_REALM;
 use datafusion_pg_catalog::sql::rules::SqlStatementRewriteRule;
 use pgwire::api::Type;
 
@@ -60,6 +61,9 @@ impl VisitorMut for Parameters<'_> {
             let elem = parts.into_iter().map(element).collect();
             **literal = Expr::Array(Array { elem, named: true });
         }
+        if let Expr::Like { pattern, escape_char, .. } | Expr::ILike { pattern, escape_char, .. } = expr {
+            escape_with_backslash(pattern, escape_char);
+        }
         if let Expr::AnyOp { right, .. } | Expr::AllOp { right, .. } = expr {
             let array = match right.as_mut() {
                 Expr::Nested(inner) => inner.as_mut(),
@@ -76,6 +80,20 @@ impl VisitorMut for Parameters<'_> {
         }
         ControlFlow::Continue(())
     }
+}
+
+/// `LIKE 'a/_' ESCAPE '/'` → `LIKE 'a\_'`, for any pattern: the engine only knows the backslash.
+fn escape_with_backslash(pattern: &mut Expr, escape: &mut Option<ValueWithSpan>) {
+    let Some(ValueWithSpan { value: Value::SingleQuotedString(own), .. }) = escape else { return };
+    if own.chars().count() != 1 || own == "\\" {
+        return;
+    }
+    let text = |text: &str| Expr::Value(Value::SingleQuotedString(text.to_owned()).with_empty_span());
+    let own = text(own);
+    *escape = None;
+    let asked = std::mem::replace(pattern, Expr::Value(Value::Null.with_empty_span()));
+    let doubled = call("replace", vec![asked, text("\\"), text("\\\\")]);
+    *pattern = call("replace", vec![doubled, own, text("\\")]);
 }
 
 /// The number of a parameter.
@@ -143,7 +161,8 @@ pub(super) fn distinguish(statement: &mut Statement) {
     }
 }
 
-/// For questions about the catalog: `pg_class` → `pg_catalog.pg_class`, `current_schema` → `current_schema()`.
+/// For questions about the catalog: `pg_class` → `pg_catalog.pg_class`, `current_schema` → `current_schema()`, and Grafana's way to
+/// ask for the names in the search path → their list.
 #[derive(Debug)]
 pub(super) struct Qualify;
 
@@ -175,6 +194,12 @@ impl VisitorMut for QualifyVisitor {
                 if name.quote_style.is_none() && name.value.eq_ignore_ascii_case("current_schema") =>
             {
                 *expr = call("current_schema", Vec::new());
+            }
+            Expr::InSubquery { expr: name, subquery, negated }
+                if subquery.to_string().contains("string_to_array(current_setting('search_path'), ',')") =>
+            {
+                let realm = Expr::Value(Value::SingleQuotedString(DEFAULT_REALM.to_owned()).with_empty_span());
+                *expr = Expr::InList { expr: name.clone(), list: vec![realm], negated: *negated };
             }
             Expr::Function(function) if function.args == FunctionArguments::None => {
                 function.args = FunctionArguments::List(FunctionArgumentList {
@@ -299,6 +324,16 @@ mod tests {
         let mut statement = parsed("SELECT '{a,\"b c\",NULL}'::text[]");
         adapt(&mut statement, &[]);
         assert_eq!(statement.to_string(), "SELECT ARRAY['a'::TEXT, 'b c'::TEXT, NULL::TEXT]::TEXT[]");
+    }
+
+    #[test]
+    fn any_escape_is_the_backslash() {
+        let mut statement = parsed(r"SELECT a LIKE $1 || '%' ESCAPE '/', a LIKE 'x' ESCAPE '\'");
+        adapt(&mut statement, &[]);
+        assert_eq!(
+            statement.to_string(),
+            r"SELECT a LIKE replace(replace($1 || '%', '\', '\\'), '/', '\'), a LIKE 'x' ESCAPE '\'"
+        );
     }
 
     #[test]

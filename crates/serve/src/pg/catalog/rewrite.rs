@@ -46,8 +46,17 @@ impl Rules {
     }
 }
 
+/// A question that may run.
+pub(in crate::pg) struct Planned {
+    /// As it was asked.
+    pub(in crate::pg) statement: Statement,
+    pub(in crate::pg) plan: LogicalPlan,
+    /// Whether it touches the catalog.
+    pub(in crate::pg) about_catalog: bool,
+}
+
 impl Catalog {
-    /// Parses, checks and plans a question; the statement is given back as it was asked. `types` are the numbers of the parameters'
+    /// Parses, checks and plans a question. `types` are the numbers of the parameters'
     /// types, as far as the client gives them.
     pub(in crate::pg) async fn plan(
         &self,
@@ -55,12 +64,13 @@ impl Catalog {
         context: &SessionContext,
         text: &str,
         types: &[u32],
-    ) -> Result<(Statement, LogicalPlan), SqlError> {
+    ) -> Result<Planned, SqlError> {
         let statement = match parse(text) {
             Ok(statement) => statement,
             // Syntax of the catalog's own: the library knows replacements for some texts.
             Err(error) if text.contains(PG_CATALOG) => {
-                return self.replaced(context, text).await.ok_or(error);
+                let (statement, plan) = self.replaced(context, text).await.ok_or(error)?;
+                return Ok(Planned { statement, plan, about_catalog: true });
             }
             Err(error) => return Err(error),
         };
@@ -77,7 +87,7 @@ impl Catalog {
                     .statement_to_plan(statement.clone())
                     .await
                     .map_err(|error| engine.error(&error))?;
-                return Ok((statement, plan));
+                return Ok(Planned { statement, plan, about_catalog: false });
             }
         };
         adapt(&mut adapted, types);
@@ -85,13 +95,13 @@ impl Catalog {
             let wrapped = Statement::Statement(Box::new(adapted));
             let plan =
                 context.state().statement_to_plan(wrapped).await.map_err(|error| engine.error(&error))?;
-            return Ok((statement, plan));
+            return Ok(Planned { statement, plan, about_catalog: false });
         }
         let mut rewritten = self.rules.apply(adapted);
         // What was written in two ways may now be the same.
         distinguish(&mut rewritten);
         let error = match plan_wholly(context, rewritten.clone()).await {
-            Ok(plan) => return Ok((statement, plan)),
+            Ok(plan) => return Ok(Planned { statement, plan, about_catalog: true }),
             Err(error) => error,
         };
         tracing::debug!(%error, text, "a catalog query does not plan as it stands");
@@ -99,10 +109,12 @@ impl Catalog {
             return Err(engine.error(&error));
         }
         if let Ok(plan) = plan_wholly(context, Simplify.rewrite(rewritten)).await {
-            return Ok((statement, plan));
+            return Ok(Planned { statement, plan, about_catalog: true });
         }
-        let replaced = self.replaced(context, text).await;
-        replaced.map(|(_, plan)| (statement, plan)).ok_or_else(|| engine.error(&error))
+        match self.replaced(context, text).await {
+            Some((_, plan)) => Ok(Planned { statement, plan, about_catalog: true }),
+            None => Err(engine.error(&error)),
+        }
     }
 
     /// The library's replacement for a text, if it plans and only reads the catalog.
