@@ -3,10 +3,10 @@
 import csv
 import io
 import json
-import os
 import re
 import signal
 import subprocess
+import threading
 
 import pytest
 
@@ -41,7 +41,7 @@ def test_query_formats(server):
     assert rows == [["n", "t"], ["1", "a,b"], ["2", "a,b"]]
     lines = [json.loads(line) for line in ok(client(server, "query", "--format", "ndjson", query)).splitlines()]
     assert lines == [{"n": 1, "t": "a,b"}, {"n": 2, "t": "a,b"}]
-    assert json.loads(ok(client(server, "query", "--format", "json", query)))["rows"] == [[1, "a,b"], [2, "a,b"]]
+    assert json.loads(ok(client(server, "query", "--format", "json", query)))["rows"] == lines
 
 
 def test_query_from_standard_input(server):
@@ -66,32 +66,27 @@ def test_no_server_is_told():
 
 def test_tail_follows(server, device):
     command = [BINARY, "tail", f"{device}*", "--url", server.url(""), "--data", server.data]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=clean_environment()
-    ) as tail:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=clean_environment()) as tail:
+        lines = []
+        reader = threading.Thread(target=lambda: [lines.append(line) for line in tail.stdout])
+        reader.start()
+
+        def followed():
+            server.post_event(device, {"probe": 1})
+            return any("probe" in line for line in lines)
+
         try:
-            os.set_blocking(tail.stdout.fileno(), False)
-            seen = []
-
-            def line_with(text):
-                while line := tail.stdout.readline():
-                    seen.append(line)
-                return any(text in line for line in seen)
-
-            def followed():
-                server.post_event(device, {"probe": 1})
-                return line_with("probe")
-
             eventually(followed)
-            server.post_event("somebody-else", {"foreign": 1})
+            server.post_event(f"not-{device}", {"foreign": 1})
             server.post_event(device, {"rpm": 1480}, event_type="engine")
-            eventually(lambda: line_with("1480"))
-            (line,) = [line for line in seen if "1480" in line]
-            assert device in line and "engine" in line
-            assert not any("foreign" in line for line in seen)
+            eventually(lambda: any("1480" in line for line in lines))
         finally:
             tail.send_signal(signal.SIGINT)
         assert tail.wait(timeout=10) in (0, 130, -signal.SIGINT)
+        reader.join()
+    (line,) = [line for line in lines if "1480" in line]
+    assert device in line and "engine" in line
+    assert not any("foreign" in line for line in lines)
 
 
 def test_devices(server, device):

@@ -93,7 +93,7 @@ def test_duckdb_reads_the_same(filled, table):
     with duckdb.connect() as database:
         database.execute("SET TimeZone = 'UTC'")
         database.register("files", DeltaTable(path(filled, table)).to_pyarrow_dataset())
-        theirs = database.execute(f"SELECT {TABLES[table]} FROM files").to_arrow_table()
+        theirs = database.sql(f"SELECT {TABLES[table]} FROM files").to_arrow_table()
     same_rows(rows_of_sql(filled, table), theirs)
 
 

@@ -1,9 +1,11 @@
 """HTTP ingest, and the endpoints for operators."""
 
 import gzip
+import http.client
 import json
 import re
 import subprocess
+import time
 
 import pytest
 
@@ -179,6 +181,27 @@ def test_unknown_paths_and_methods(server):
     assert server.get("/api/v1/nothing").status_code == 404
     assert server.session.put(server.url(ingest_path("a")), json={}).status_code == 405
     refused(server.get("/api/v1/devices/nobody-has-this-name/snapshot"), 404)
+
+
+def test_a_refusal_before_the_body_does_not_break_the_next_request(server, device):
+    """The connection goes on, or the answer says that it does not: a client that keeps it must be able to know."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=10)
+    for path, body in (("/api/v1/devices/a%2Fb/events/state", b'{"n": 1}'), (ingest_path(device), b"no json")):
+        connection.putrequest("POST", path)
+        connection.putheader("Content-Type", "application/json")
+        connection.putheader("Content-Length", str(len(body)))
+        connection.endheaders()
+        # Bodies come in a packet of their own, and later, from many clients.
+        time.sleep(0.05)
+        connection.send(body)
+        answer = connection.getresponse()
+        assert answer.status == 400 and json.loads(answer.read())["message"]
+        if answer.getheader("Connection") == "close":
+            connection.close()
+        connection.request("POST", ingest_path(device), b'{"n": 1}', JSON)
+        answer = connection.getresponse()
+        assert answer.status == 200 and json.loads(answer.read())["accepted"] == 1
+    connection.close()
 
 
 # For operators.

@@ -16,7 +16,7 @@ import sqlalchemy
 
 from harness import eventually
 
-SLOW = "SELECT count(*) FROM generate_series(1, 10000000) a, generate_series(1, 10000000) b WHERE a.value + b.value = 3"
+SLOW = "SELECT max(value % 7919) FROM generate_series(1, 1000000000000)"
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_a_wrong_password_is_refused(server):
     assert done.returncode != 0
     assert "authentication" in done.stderr, done.stderr
     with pytest.raises(psycopg.OperationalError):
-        psycopg.connect(**{**address(server), "user": "nobody"}, password=server.token)
+        psycopg.connect(**address(server), password="wrong")
 
 
 def test_another_database_is_refused(server):
@@ -266,7 +266,6 @@ def test_pandas(server, device):
     "statement",
     [
         "COPY raw_events TO '/tmp/catchment-pg-copy'",
-        "COPY raw_events TO STDOUT",
         "COPY raw_events FROM STDIN",
         "CREATE TABLE t (a INT)",
         "CREATE EXTERNAL TABLE t STORED AS CSV LOCATION '/etc/passwd'",
@@ -286,10 +285,19 @@ def test_only_questions_are_allowed(server, device, statement):
     assert not os.path.exists("/tmp/catchment-pg-copy")
 
 
+def test_copy_to_the_client_works(server, device):
+    query = f"SELECT metric_value, text_value FROM raw_metrics WHERE device_id = '{device}' ORDER BY log_offset, metric_name"
+    with connect(server) as connection, connection.cursor() as cursor:
+        with cursor.copy(f"COPY ({query} LIMIT 4) TO STDOUT") as copy:
+            assert list(copy.rows()) == [("0.5", None), (None, "é 0"), ("1.5", None), (None, "é 1")]
+        assert cursor.execute("SELECT 1").fetchone() == (1,)
+
+
 def test_scalar_subqueries_are_right(server, device):
     """A known trap of the ready-made service: it answered NULL."""
     with connect(server) as connection:
-        query = f"SELECT (SELECT count(*) FROM raw_metrics WHERE device_id = '{device}'), (SELECT max(metric_value) FROM raw_metrics WHERE device_id = '{device}')"
+        rows = f"FROM raw_metrics WHERE device_id = '{device}'"
+        query = f"SELECT (SELECT count(*) {rows}), (SELECT max(metric_value) {rows})"
         assert connection.execute(query).fetchone() == (20, 9.5)
 
 

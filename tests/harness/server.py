@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -151,6 +152,16 @@ class Server:
     def log_tail(self, lines=80):
         """The end of what it printed."""
         return "\n".join(self.log().splitlines()[-lines:])
+
+    def processor_seconds(self):
+        """Time that all its threads have spent computing."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def resident_bytes(self):
+        """Memory that it holds."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.search(r"VmRSS:\s+(\d+) kB", status).group(1)) * 1024
 
     # Talking to it.
 

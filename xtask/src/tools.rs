@@ -15,12 +15,12 @@ use crate::process::{output_of, run, succeeds};
 
 const PROBE_LIMIT: Duration = Duration::from_secs(20);
 
-/// A command line that ends well where the tool is installed, and the Debian package that brings it.
-const DEBIAN_TOOLS: &[(&[&str], &str)] = &[
-    (&["mosquitto_pub", "--version"], "mosquitto-clients"),
-    (&["psql", "--version"], "postgresql-client"),
-    (&["curl", "--version"], "curl"),
-    (&["python3", "-c", "import venv, ensurepip"], "python3-venv"),
+/// A line of shell that ends well where the tool is installed, and the Debian package that brings it.
+const DEBIAN_TOOLS: &[(&str, &str)] = &[
+    ("command -v mosquitto_pub && command -v mosquitto_sub", "mosquitto-clients"),
+    ("command -v psql", "postgresql-client"),
+    ("command -v curl", "curl"),
+    ("python3 -c 'import venv, ensurepip'", "python3-venv"),
 ];
 
 const CARGO_DENY_VERSION: &str = "0.20.2";
@@ -63,7 +63,7 @@ pub(crate) fn install_commands() -> Result<()> {
 }
 
 fn missing_packages() -> Vec<&'static str> {
-    let works = |line: &[&str]| succeeds(Command::new(line[0]).args(&line[1..]), PROBE_LIMIT);
+    let works = |line: &str| succeeds(Command::new("sh").args(["-c", line]), PROBE_LIMIT);
     DEBIAN_TOOLS.iter().filter(|(line, _)| !works(line)).map(|(_, package)| *package).collect()
 }
 

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::extract::rejection::{BytesRejection, JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
+use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
 use crate::ServeState;
@@ -13,6 +14,10 @@ use crate::problem::Problem;
 /// A JSON body.
 #[derive(Debug)]
 pub(crate) struct Json<T>(pub(crate) T);
+
+/// A body of any kind.
+#[derive(Debug)]
+pub(crate) struct Body(pub(crate) Bytes);
 
 /// Parts of the path.
 #[derive(Debug)]
@@ -28,6 +33,16 @@ impl<T: DeserializeOwned> FromRequest<Arc<ServeState>> for Json<T> {
         let refuse =
             |rejection: JsonRejection| Problem::new(rejection.status(), "bad_request", rejection.body_text());
         axum::Json::from_request(request, state).await.map(|axum::Json(body)| Self(body)).map_err(refuse)
+    }
+}
+
+impl FromRequest<Arc<ServeState>> for Body {
+    type Rejection = Problem;
+    async fn from_request(request: Request, state: &Arc<ServeState>) -> Result<Self, Problem> {
+        let refuse = |rejection: BytesRejection| {
+            Problem::new(rejection.status(), "bad_request", rejection.body_text())
+        };
+        Bytes::from_request(request, state).await.map(Self).map_err(refuse)
     }
 }
 

@@ -3,6 +3,8 @@
 //!
 //! Without `psql` its tests fail: it is part of what is promised.
 
+#![allow(clippy::unwrap_used)]
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Command, Output};

@@ -24,9 +24,11 @@ use std::time::Duration;
 use catchment_decode::RuleError;
 use catchment_types::BadName;
 use parking_lot::RwLock;
-use sqlx::migrate::{Migration, MigrationType, Migrator};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::SqlSafeStr;
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
 use thiserror::Error;
 use tokio::sync::watch;
 
@@ -131,7 +133,12 @@ impl Registry {
             .run(&pool)
             .await
             .map_err(|source| RegistryError::Migrate { path: path.to_owned(), source })?;
-        let registry = Self { pool, tokens: RwLock::default(), generation: watch::Sender::new(0), applying: tokio::sync::Mutex::default() };
+        let registry = Self {
+            pool,
+            tokens: RwLock::default(),
+            generation: watch::Sender::new(0),
+            applying: tokio::sync::Mutex::default(),
+        };
         registry.load_tokens().await?;
         Ok(registry)
     }

@@ -75,7 +75,8 @@ impl TableId {
     /// Columns, with the types they have in memory and in queries.
     #[must_use]
     pub fn schema(self) -> SchemaRef {
-        static SCHEMAS: LazyLock<[SchemaRef; TableId::COUNT]> = LazyLock::new(|| TableId::ALL.map(make_schema));
+        static SCHEMAS: LazyLock<[SchemaRef; TableId::COUNT]> =
+            LazyLock::new(|| TableId::ALL.map(make_schema));
         Arc::clone(&SCHEMAS[self.index()])
     }
 }

@@ -35,7 +35,9 @@ pub enum BadName {
         bytes_max: usize,
     },
     /// A character that has a meaning in topics or harms displays.
-    #[error("the {what} has the character {character:?} at byte {at}; '/', '+', '#' and control characters are not allowed")]
+    #[error(
+        "the {what} has the character {character:?} at byte {at}; '/', '+', '#' and control characters are not allowed"
+    )]
     Character {
         /// Which name.
         what: &'static str,

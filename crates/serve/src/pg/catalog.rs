@@ -28,8 +28,8 @@ use datafusion_pg_catalog::pg_catalog::{
 use datafusion_pg_catalog::sql::PostgresCompatibilityParser;
 
 pub(super) use functions::Identity;
-pub(super) use rewrite::Planned;
 use information_schema::InformationSchema;
+pub(super) use rewrite::{Planned, parameter_types};
 use yielding::YieldInJoins;
 
 use crate::sql::{CATALOG, SqlEngine};

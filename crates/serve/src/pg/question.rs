@@ -1,21 +1,17 @@
 //! A question to the engine, planned: its parameters, its columns, and how it is started.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use arrow::datatypes::{DataType, FieldRef};
+use arrow::datatypes::DataType;
 use datafusion::common::ScalarValue;
-use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
-use datafusion::error::DataFusionError;
-use datafusion::logical_expr::expr::Placeholder;
-use datafusion::logical_expr::{Cast, Expr as LogicalExpr, LogicalPlan, TryCast};
+use datafusion::logical_expr::LogicalPlan;
 use datafusion::prelude::SessionContext;
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::{Expr, Ident, SelectItem, SetExpr, Statement as Sql};
 use pgwire::api::Type;
 
 use super::Shared;
-use super::catalog::Planned;
+use super::catalog::{Planned, parameter_types};
 use super::encode::{Column, columns, field_type};
 use super::error::{PgError, code};
 use super::params::arrow_type;
@@ -58,12 +54,13 @@ impl Question {
         types: &[u32],
     ) -> Result<Self, PgError> {
         let told = |error| PgError::from_sql(error, text, chars_before);
-        let Planned { statement, plan, about_catalog } =
-            shared.catalog.plan(&shared.engine, context, text, types).await.map_err(told)?;
-        let mut parameters = parameters(shared, &plan, types).map_err(|error| match error {
-            ParameterError::Ours(error) => error,
-            ParameterError::Engine(error) => told(error),
-        })?;
+        let Planned { statement, plan, parameters: count, about_catalog } =
+            Box::pin(shared.catalog.plan(&shared.engine, context, text, types)).await.map_err(told)?;
+        let mut parameters =
+            parameters(shared, &plan, count.max(types.len()), types).map_err(|error| match error {
+                ParameterError::Ours(error) => error,
+                ParameterError::Engine(error) => told(error),
+            })?;
         if about_catalog {
             parameters.iter_mut().for_each(|parameter| oids(&mut parameter.ty));
         }
@@ -172,12 +169,14 @@ enum ParameterError {
 }
 
 /// `$1`, `$2`, …: what the client says they are, else what the plan expects, else text.
-fn parameters(shared: &Shared, plan: &LogicalPlan, types: &[u32]) -> Result<Vec<Parameter>, ParameterError> {
-    let mut inferred =
-        plan.get_parameter_fields().map_err(|error| ParameterError::Engine(shared.engine.error(&error)))?;
-    cast_parameters(plan, &mut inferred)
-        .map_err(|error| ParameterError::Engine(shared.engine.error(&error)))?;
-    let mut count = types.len();
+fn parameters(
+    shared: &Shared,
+    plan: &LogicalPlan,
+    mut count: usize,
+    types: &[u32],
+) -> Result<Vec<Parameter>, ParameterError> {
+    let inferred =
+        parameter_types(plan).map_err(|error| ParameterError::Engine(shared.engine.error(&error)))?;
     for name in inferred.keys() {
         let number = name
             .strip_prefix('$')
@@ -214,27 +213,6 @@ fn parameters(shared: &Shared, plan: &LogicalPlan, types: &[u32]) -> Result<Vec<
         }
     };
     (0..count).map(parameter).collect()
-}
-
-/// `$1::bigint` says what the parameter is, which the engine leaves open.
-fn cast_parameters(
-    plan: &LogicalPlan,
-    inferred: &mut HashMap<String, Option<FieldRef>>,
-) -> Result<(), DataFusionError> {
-    plan.apply_with_subqueries(|plan| {
-        plan.apply_expressions(|expr| {
-            expr.apply(|expr| {
-                if let LogicalExpr::Cast(Cast { expr, field }) | LogicalExpr::TryCast(TryCast { expr, field }) = expr
-                    && let LogicalExpr::Placeholder(Placeholder { id, .. }) = expr.as_ref()
-                    && let Some(open @ None) = inferred.get_mut(id)
-                {
-                    *open = Some(Arc::clone(field));
-                }
-                Ok(TreeNodeRecursion::Continue)
-            })
-        })
-    })?;
-    Ok(())
 }
 
 /// PostgreSQL's names for the columns that have none of their own; nothing where a `*` hides how many there are.

@@ -4,7 +4,6 @@ use std::fmt;
 use std::sync::Arc;
 
 use axum::Json;
-use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use catchment_decode::{Decoder, DecoderRule, ReadingSink, RuleError};
@@ -140,7 +139,7 @@ pub(super) async fn put_decoder(
     State(state): State<Arc<ServeState>>,
     _: Admin,
     extract::Path(event_type): extract::Path<String>,
-    body: Bytes,
+    extract::Body(body): extract::Body,
 ) -> Result<(StatusCode, Json<DecoderAnswer>), Problem> {
     let rule = read_rule(&body)?;
     let is_new = state.registry.put_decoder(&event_type, &rule).await?;
@@ -177,7 +176,7 @@ pub(super) async fn test_decoder(
     _: Reader,
     extract::Path(event_type): extract::Path<String>,
     headers: HeaderMap,
-    body: Bytes,
+    extract::Body(body): extract::Body,
 ) -> Result<Json<Decoded>, Problem> {
     check_event_type(&event_type)?;
     let rule = match headers.get("x-decoder-rule") {

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrowPrimitiveType, AsArray, PrimitiveArray};
-use arrow::datatypes::{Float64Type, Int32Type, Int64Type, TimestampMicrosecondType};
+use arrow::datatypes::{
+    Float64Type, Int32Type, Int64Type, TimestampMicrosecondType, TimestampNanosecondType,
+};
 use arrow::record_batch::RecordBatch;
 use catchment_types::Timestamp;
 use datafusion::common::{DataFusionError, ScalarValue};
@@ -80,6 +82,10 @@ impl Row {
     }
 
     pub(super) fn time(&self, name: &str) -> Option<Timestamp> {
-        self.primitive::<TimestampMicrosecondType>(name).map(Timestamp)
+        let micros = self.primitive::<TimestampMicrosecondType>(name);
+        // `date_bin` answers in nanoseconds, whatever it is asked about.
+        let from_nanos =
+            || self.primitive::<TimestampNanosecondType>(name).map(|nanos| nanos.div_euclid(1_000));
+        micros.or_else(from_nanos).map(Timestamp)
     }
 }

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Json;
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -75,7 +76,7 @@ pub(super) async fn run_sql(
     State(state): State<Arc<ServeState>>,
     Reader(caller): Reader,
     headers: HeaderMap,
-    body: Bytes,
+    extract::Body(body): extract::Body,
 ) -> Result<Response, Problem> {
     let request = read_request(&headers, &body)?;
     let accepted =
@@ -181,7 +182,7 @@ impl Writer {
 
 /// Queries that run now.
 #[utoipa::path(get, path = "/api/v1/queries", tag = "sql", responses((status = 200, body = Vec<RunningQuery>)))]
-pub(super) async fn list_queries(State(state): State<Arc<ServeState>>, _: Admin) -> Json<Vec<RunningQuery>> {
+pub(super) async fn list_queries(State(state): State<Arc<ServeState>>, _: Reader) -> Json<Vec<RunningQuery>> {
     Json(state.sql.running())
 }
 

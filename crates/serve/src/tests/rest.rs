@@ -282,5 +282,9 @@ async fn the_rest_of_the_pages() {
         .header("host", "localhost")
         .body(Body::from(vec![b' '; 2 << 20]))
         .unwrap();
-    assert_eq!(server.send(large).await.status, StatusCode::PAYLOAD_TOO_LARGE);
+    let large = server.send(large).await;
+    assert_eq!(
+        (large.status, &large.json()["error"]),
+        (StatusCode::PAYLOAD_TOO_LARGE, &json!("bad_request"))
+    );
 }

@@ -40,14 +40,16 @@ impl Registry {
         rule.check()?;
         let json = serde_json::to_string(rule).map_err(|error| RegistryError::Invalid(error.to_string()))?;
         let mut transaction = self.pool.begin().await?;
-        let replaced = sqlx::query("UPDATE decoders SET rule = $1, updated_at = $2 WHERE realm = $3 AND event_type = $4")
-            .bind(&json)
-            .bind(Timestamp::now().as_micros())
-            .bind(DEFAULT_REALM)
-            .bind(event_type)
-            .execute(&mut *transaction)
-            .await?
-            .rows_affected();
+        let replaced = sqlx::query(
+            "UPDATE decoders SET rule = $1, updated_at = $2 WHERE realm = $3 AND event_type = $4",
+        )
+        .bind(&json)
+        .bind(Timestamp::now().as_micros())
+        .bind(DEFAULT_REALM)
+        .bind(event_type)
+        .execute(&mut *transaction)
+        .await?
+        .rows_affected();
         if replaced == 0 {
             sqlx::query("INSERT INTO decoders (realm, event_type, rule, updated_at) VALUES ($1, $2, $3, $4)")
                 .bind(DEFAULT_REALM)
@@ -67,11 +69,13 @@ impl Registry {
     /// # Errors
     /// The registry failed, or holds a rule that cannot be read.
     pub async fn decoder(&self, event_type: &str) -> Result<Option<DecoderRecord>, RegistryError> {
-        let row = sqlx::query_as("SELECT event_type, rule, updated_at FROM decoders WHERE realm = $1 AND event_type = $2")
-            .bind(DEFAULT_REALM)
-            .bind(event_type)
-            .fetch_optional(&self.pool)
-            .await?;
+        let row = sqlx::query_as(
+            "SELECT event_type, rule, updated_at FROM decoders WHERE realm = $1 AND event_type = $2",
+        )
+        .bind(DEFAULT_REALM)
+        .bind(event_type)
+        .fetch_optional(&self.pool)
+        .await?;
         row.map(record).transpose()
     }
 
@@ -80,11 +84,12 @@ impl Registry {
     /// # Errors
     /// The registry failed, or holds a rule that cannot be read.
     pub async fn decoders(&self) -> Result<Vec<DecoderRecord>, RegistryError> {
-        let rows: Vec<Row> =
-            sqlx::query_as("SELECT event_type, rule, updated_at FROM decoders WHERE realm = $1 ORDER BY event_type")
-                .bind(DEFAULT_REALM)
-                .fetch_all(&self.pool)
-                .await?;
+        let rows: Vec<Row> = sqlx::query_as(
+            "SELECT event_type, rule, updated_at FROM decoders WHERE realm = $1 ORDER BY event_type",
+        )
+        .bind(DEFAULT_REALM)
+        .fetch_all(&self.pool)
+        .await?;
         rows.into_iter().map(record).collect()
     }
 

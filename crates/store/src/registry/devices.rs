@@ -48,7 +48,11 @@ impl Registry {
     ///
     /// # Errors
     /// The id or the labels cannot be used, or the device is registered already.
-    pub async fn create_device(&self, device_id: &str, labels: Option<&Labels>) -> Result<DeviceRecord, RegistryError> {
+    pub async fn create_device(
+        &self,
+        device_id: &str,
+        labels: Option<&Labels>,
+    ) -> Result<DeviceRecord, RegistryError> {
         match self.insert_device(device_id, labels, false).await? {
             (record, true) => Ok(record),
             (_, false) => Err(RegistryError::Exists { what: "device", id: device_id.to_owned() }),
@@ -59,7 +63,11 @@ impl Registry {
     ///
     /// # Errors
     /// The id or the labels cannot be used.
-    pub async fn put_device(&self, device_id: &str, labels: Option<&Labels>) -> Result<(DeviceRecord, bool), RegistryError> {
+    pub async fn put_device(
+        &self,
+        device_id: &str,
+        labels: Option<&Labels>,
+    ) -> Result<(DeviceRecord, bool), RegistryError> {
         self.insert_device(device_id, labels, true).await
     }
 
@@ -91,11 +99,13 @@ impl Registry {
                 .execute(&mut *transaction)
                 .await?;
         }
-        let row: Row = sqlx::query_as("SELECT device_id, labels, created_at FROM devices WHERE realm = $1 AND device_id = $2")
-            .bind(DEFAULT_REALM)
-            .bind(device_id)
-            .fetch_one(&mut *transaction)
-            .await?;
+        let row: Row = sqlx::query_as(
+            "SELECT device_id, labels, created_at FROM devices WHERE realm = $1 AND device_id = $2",
+        )
+        .bind(DEFAULT_REALM)
+        .bind(device_id)
+        .fetch_one(&mut *transaction)
+        .await?;
         transaction.commit().await?;
         if is_new || replace {
             self.changed();
@@ -108,11 +118,13 @@ impl Registry {
     /// # Errors
     /// The registry failed.
     pub async fn device(&self, device_id: &str) -> Result<Option<DeviceRecord>, RegistryError> {
-        let row = sqlx::query_as("SELECT device_id, labels, created_at FROM devices WHERE realm = $1 AND device_id = $2")
-            .bind(DEFAULT_REALM)
-            .bind(device_id)
-            .fetch_optional(&self.pool)
-            .await?;
+        let row = sqlx::query_as(
+            "SELECT device_id, labels, created_at FROM devices WHERE realm = $1 AND device_id = $2",
+        )
+        .bind(DEFAULT_REALM)
+        .bind(device_id)
+        .fetch_optional(&self.pool)
+        .await?;
         row.map(record).transpose()
     }
 

@@ -56,10 +56,9 @@ impl fmt::Display for Role {
 impl FromStr for Role {
     type Err = RegistryError;
     fn from_str(text: &str) -> Result<Self, RegistryError> {
-        [Self::Admin, Self::Reader, Self::Device]
-            .into_iter()
-            .find(|role| role.as_str() == text)
-            .ok_or_else(|| RegistryError::Invalid(format!("there is no role {text:?}; use admin, reader or device")))
+        [Self::Admin, Self::Reader, Self::Device].into_iter().find(|role| role.as_str() == text).ok_or_else(
+            || RegistryError::Invalid(format!("there is no role {text:?}; use admin, reader or device")),
+        )
     }
 }
 
@@ -209,11 +208,12 @@ impl Registry {
         .await?
         .rows_affected();
         if deleted == 0 {
-            let remains: Option<(String,)> = sqlx::query_as("SELECT id FROM tokens WHERE realm = $1 AND id = $2")
-                .bind(DEFAULT_REALM)
-                .bind(id)
-                .fetch_optional(&self.pool)
-                .await?;
+            let remains: Option<(String,)> =
+                sqlx::query_as("SELECT id FROM tokens WHERE realm = $1 AND id = $2")
+                    .bind(DEFAULT_REALM)
+                    .bind(id)
+                    .fetch_optional(&self.pool)
+                    .await?;
             return if remains.is_some() { Err(RegistryError::LastAdmin) } else { Ok(false) };
         }
         self.tokens.write().retain(|_, identity| identity.token_id != id);
@@ -239,7 +239,9 @@ impl Registry {
     }
 }
 
-fn read_row((id, name, role, device_id, created_at, sha256): Row) -> Result<(TokenRecord, [u8; 32]), RegistryError> {
+fn read_row(
+    (id, name, role, device_id, created_at, sha256): Row,
+) -> Result<(TokenRecord, [u8; 32]), RegistryError> {
     let unreadable = |reason: String| RegistryError::Unreadable { what: "token", id: id.clone(), reason };
     let mut hash = [0; 32];
     hex::decode_to_slice(&sha256, &mut hash).map_err(|error| unreadable(error.to_string()))?;

@@ -3,12 +3,13 @@
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 
+use catchment_types::DEFAULT_REALM;
 use datafusion::sql::sqlparser::ast::{
     Array, ArrayElemTypeDef, BinaryOperator, CastKind, DataType, Expr, FunctionArg, FunctionArgExpr,
     FunctionArgumentList, FunctionArguments, Ident, LimitClause, ObjectName, ObjectNamePart, Query,
-    SelectItem, SetExpr, Statement, TableFactor, TimezoneInfo, Value, ValueWithSpan, VisitMut, VisitorMut,
+    SelectItem, SetExpr, Statement, TableFactor, TimezoneInfo, Value, ValueWithSpan, Visit, VisitMut,
+    Visitor, VisitorMut,
 };
-use catchment_types::DEFAULT_REALM;
 use datafusion_pg_catalog::sql::rules::SqlStatementRewriteRule;
 use pgwire::api::Type;
 
@@ -80,6 +81,22 @@ impl VisitorMut for Parameters<'_> {
         }
         ControlFlow::Continue(())
     }
+}
+
+/// The highest number of a parameter in what was asked; rules may drop some.
+pub(super) fn parameter_count(statement: &Statement) -> usize {
+    struct Highest(usize);
+    impl Visitor for Highest {
+        type Break = ();
+
+        fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
+            self.0 = self.0.max(placeholder(expr).unwrap_or(0));
+            ControlFlow::Continue(())
+        }
+    }
+    let mut highest = Highest(0);
+    let _ = Visit::visit(statement, &mut highest);
+    highest.0
 }
 
 /// `LIKE 'a/_' ESCAPE '/'` → `LIKE 'a\_'`, for any pattern: the engine only knows the backslash.
@@ -198,7 +215,8 @@ impl VisitorMut for QualifyVisitor {
             Expr::InSubquery { expr: name, subquery, negated }
                 if subquery.to_string().contains("string_to_array(current_setting('search_path'), ',')") =>
             {
-                let realm = Expr::Value(Value::SingleQuotedString(DEFAULT_REALM.to_owned()).with_empty_span());
+                let realm =
+                    Expr::Value(Value::SingleQuotedString(DEFAULT_REALM.to_owned()).with_empty_span());
                 *expr = Expr::InList { expr: name.clone(), list: vec![realm], negated: *negated };
             }
             Expr::Function(function) if function.args == FunctionArguments::None => {
@@ -239,6 +257,14 @@ impl VisitorMut for SimplifyVisitor {
             Expr::Function(function) if matches!(function.args, FunctionArguments::Subquery(_)) => {
                 *expr = no_texts()
             }
+            // Columns of indexes and constraints, of which data has none.
+            Expr::Function(function)
+                if names(&function.name)
+                    .last()
+                    .is_some_and(|name| name == "unnest" || name == "generate_subscripts") =>
+            {
+                no_value(expr, DataType::Integer(None));
+            }
             Expr::CompoundIdentifier(parts)
                 if parts.last().is_some_and(|part| UNKNOWN_LISTS.contains(&part.value.as_str())) =>
             {
@@ -250,9 +276,13 @@ impl VisitorMut for SimplifyVisitor {
             {
                 *expr = no_texts()
             }
+            // Base types of domains, default values, sequences, collations: there are none.
+            Expr::Subquery(query) if query.with.is_some() => no_value(expr, DataType::Integer(None)),
+            Expr::Subquery(query) if is_about_nothing(query) => no_value(expr, DataType::Text),
             Expr::Subquery(query) => {
                 if let SetExpr::Select(select) = query.body.as_mut()
-                    && let [SelectItem::UnnamedExpr(value)] = select.projection.as_mut_slice()
+                    && let [SelectItem::UnnamedExpr(value) | SelectItem::ExprWithAlias { expr: value, .. }] =
+                        select.projection.as_mut_slice()
                     && !matches!(value, Expr::Function(function) if names(&function.name).last().is_some_and(|name| is_aggregate(name)))
                 {
                     *value = call("min", vec![value.clone()]);
@@ -264,6 +294,17 @@ impl VisitorMut for SimplifyVisitor {
         }
         ControlFlow::Continue(())
     }
+}
+
+/// Whether a subquery looks into tables that have nothing about tables of data: defaults, sequences, collations.
+fn is_about_nothing(query: &Query) -> bool {
+    let text = query.to_string();
+    ["pg_attrdef", "pg_sequence", "pg_collation"].iter().any(|table| text.contains(table))
+}
+
+fn no_value(expr: &mut Expr, data_type: DataType) {
+    *expr = Expr::Value(Value::Null.with_empty_span());
+    cast(expr, data_type);
 }
 
 fn is_aggregate(name: &str) -> bool {

@@ -61,6 +61,10 @@ pub(super) fn register_shared(context: &SessionContext) {
         "pg_get_function_identity_arguments",
         "pg_get_functiondef",
         "pg_get_serial_sequence",
+        "pg_get_constraintdef",
+        "pg_get_expr",
+        "pg_get_partkeydef",
+        "pg_get_statisticsobjdef_columns",
         "pg_tablespace_location",
         "inet_client_addr",
         "inet_server_addr",
@@ -69,6 +73,7 @@ pub(super) fn register_shared(context: &SessionContext) {
     }
     for name in [
         "pg_function_is_visible",
+        "pg_table_is_visible",
         "pg_type_is_visible",
         "pg_operator_is_visible",
         "pg_opclass_is_visible",
@@ -84,10 +89,12 @@ pub(super) fn register_shared(context: &SessionContext) {
     ] {
         context.register_udf(constant(name, yes.clone()));
     }
-    for name in ["pg_is_in_recovery", "pg_is_other_temp_schema"] {
+    for name in ["pg_is_in_recovery", "pg_is_other_temp_schema", "pg_relation_is_publishable"] {
         context.register_udf(constant(name, no.clone()));
     }
-    for name in ["pg_table_size", "pg_indexes_size", "pg_database_size"] {
+    for name in
+        ["pg_table_size", "pg_indexes_size", "pg_database_size", "pg_relation_size", "pg_total_relation_size"]
+    {
         context.register_udf(constant(name, zero.clone()));
     }
     for name in [

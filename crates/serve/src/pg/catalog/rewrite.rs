@@ -4,10 +4,16 @@
 //! what touches the catalog, and only that. Where this is not enough, and no table of data is involved, the library's whole set is
 //! tried: it also drops correlated subqueries, which must never happen to a question about data.
 
+use std::collections::HashMap;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
+use arrow::datatypes::{DataType, FieldRef};
+use datafusion::common::ScalarValue;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::error::DataFusionError;
-use datafusion::logical_expr::LogicalPlan;
+use datafusion::logical_expr::expr::Placeholder;
+use datafusion::logical_expr::{Cast, Expr as LogicalExpr, LogicalPlan, TryCast};
 use datafusion::prelude::SessionContext;
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::{
@@ -19,7 +25,7 @@ use datafusion_pg_catalog::sql::rules::{
     StripCallableQualifier, StripCollate,
 };
 
-use super::adapt::{Qualify, Simplify, adapt, distinguish};
+use super::adapt::{Qualify, Simplify, adapt, distinguish, parameter_count};
 use super::{Catalog, INFORMATION_SCHEMA, PG_CATALOG, is_catalog_table};
 use crate::sql::{SqlEngine, SqlError, check_read_only, parse};
 
@@ -51,8 +57,20 @@ pub(in crate::pg) struct Planned {
     /// As it was asked.
     pub(in crate::pg) statement: Statement,
     pub(in crate::pg) plan: LogicalPlan,
+    /// How many parameters it was asked with; the plan may need fewer.
+    pub(in crate::pg) parameters: usize,
     /// Whether it touches the catalog.
     pub(in crate::pg) about_catalog: bool,
+}
+
+impl Planned {
+    fn new(statement: Statement, plan: LogicalPlan, about_catalog: bool) -> Self {
+        let parameters = match &statement {
+            Statement::Statement(statement) => parameter_count(statement),
+            _ => 0,
+        };
+        Self { statement, plan, parameters, about_catalog }
+    }
 }
 
 impl Catalog {
@@ -70,7 +88,7 @@ impl Catalog {
             // Syntax of the catalog's own: the library knows replacements for some texts.
             Err(error) if text.contains(PG_CATALOG) => {
                 let (statement, plan) = self.replaced(context, text).await.ok_or(error)?;
-                return Ok(Planned { statement, plan, about_catalog: true });
+                return Ok(Planned::new(statement, plan, true));
             }
             Err(error) => return Err(error),
         };
@@ -87,7 +105,7 @@ impl Catalog {
                     .statement_to_plan(statement.clone())
                     .await
                     .map_err(|error| engine.error(&error))?;
-                return Ok(Planned { statement, plan, about_catalog: false });
+                return Ok(Planned::new(statement, plan, false));
             }
         };
         adapt(&mut adapted, types);
@@ -95,24 +113,25 @@ impl Catalog {
             let wrapped = Statement::Statement(Box::new(adapted));
             let plan =
                 context.state().statement_to_plan(wrapped).await.map_err(|error| engine.error(&error))?;
-            return Ok(Planned { statement, plan, about_catalog: false });
+            return Ok(Planned::new(statement, plan, false));
         }
         let mut rewritten = self.rules.apply(adapted);
         // What was written in two ways may now be the same.
         distinguish(&mut rewritten);
         let error = match plan_wholly(context, rewritten.clone()).await {
-            Ok(plan) => return Ok(Planned { statement, plan, about_catalog: true }),
+            Ok(plan) => return Ok(Planned::new(statement, plan, true)),
             Err(error) => error,
         };
         tracing::debug!(%error, text, "a catalog query does not plan as it stands");
         if touched.data {
             return Err(engine.error(&error));
         }
-        if let Ok(plan) = plan_wholly(context, Simplify.rewrite(rewritten)).await {
-            return Ok(Planned { statement, plan, about_catalog: true });
+        match plan_wholly(context, Simplify.rewrite(rewritten)).await {
+            Ok(plan) => return Ok(Planned::new(statement, plan, true)),
+            Err(error) => tracing::debug!(%error, "nor when simplified"),
         }
         match self.replaced(context, text).await {
-            Some((_, plan)) => Ok(Planned { statement, plan, about_catalog: true }),
+            Some((_, plan)) => Ok(Planned::new(statement, plan, true)),
             None => Err(engine.error(&error)),
         }
     }
@@ -145,11 +164,38 @@ impl Catalog {
 async fn plan_wholly(context: &SessionContext, statement: Sql) -> Result<LogicalPlan, DataFusionError> {
     let state = context.state();
     let plan = state.statement_to_plan(Statement::Statement(Box::new(statement))).await?;
-    let optimized = state.optimize(&plan)?;
-    if plan.get_parameter_names()?.is_empty() {
-        state.query_planner().create_physical_plan(&optimized, &state).await?;
-    }
+    // Some values stand for the parameters, so that nothing is left out.
+    let types = parameter_types(&plan)?;
+    let values = types.into_iter().map(|(name, field)| {
+        let ty = field.map_or(DataType::Utf8, |field| field.data_type().clone());
+        Ok((name.trim_start_matches('$').to_owned(), ScalarValue::new_default(&ty)?))
+    });
+    let values = values.collect::<Result<Vec<_>, DataFusionError>>()?;
+    let bound = if values.is_empty() { plan.clone() } else { plan.clone().with_param_values(values)? };
+    let optimized = state.optimize(&bound)?;
+    state.query_planner().create_physical_plan(&optimized, &state).await?;
     Ok(plan)
+}
+
+/// The parameters of a plan, with what is expected of them. `$1::bigint` says what the parameter is; the engine leaves that open.
+pub(in crate::pg) fn parameter_types(
+    plan: &LogicalPlan,
+) -> Result<HashMap<String, Option<FieldRef>>, DataFusionError> {
+    let mut types = plan.get_parameter_fields()?;
+    plan.apply_with_subqueries(|plan| {
+        plan.apply_expressions(|expr| {
+            expr.apply(|expr| {
+                if let LogicalExpr::Cast(Cast { expr, field }) | LogicalExpr::TryCast(TryCast { expr, field }) = expr
+                    && let LogicalExpr::Placeholder(Placeholder { id, .. }) = expr.as_ref()
+                    && let Some(open @ None) = types.get_mut(id)
+                {
+                    *open = Some(Arc::clone(field));
+                }
+                Ok(TreeNodeRecursion::Continue)
+            })
+        })
+    })?;
+    Ok(types)
 }
 
 /// What a statement reads.

@@ -10,7 +10,9 @@ use arrow::datatypes::{Int8Type, IntervalMonthDayNano};
 use super::*;
 
 /// Type's name, text of every row, binary of every row; `None` for NULL.
-fn written(array: ArrayRef) -> (String, Vec<Option<String>>, Vec<Option<Vec<u8>>>) {
+type Written = (String, Vec<Option<String>>, Vec<Option<Vec<u8>>>);
+
+fn written(array: ArrayRef) -> Written {
     let ty = field_type(&Arc::new(Field::new("c", array.data_type().clone(), true)));
     let values = Values::new(&array, &ty).unwrap();
     let row = |row, format| {
