@@ -43,6 +43,10 @@ impl Admission for RegistryAdmission {
             (None, None) => Err(Denied::BadCredentials),
         }
     }
+
+    fn admits_anonymous(&self) -> bool {
+        self.anonymous.is_some()
+    }
 }
 
 #[async_trait]

@@ -39,7 +39,7 @@ use self::platform::RunningPlatform;
 use crate::admission::RegistryAdmission;
 use crate::cli::WorldArgs;
 use crate::engines::{self, Engine, Seam};
-use crate::folder::DataFolder;
+use crate::folder::{DataFolder, read_admin_token};
 use crate::settings::Settings;
 use crate::{http, logging, worlds};
 
@@ -187,7 +187,7 @@ impl App {
             anonymous,
             started,
         });
-        let router = catchment_serve::router(state).merge(gateway.router());
+        let router = catchment_serve::router(state, Gateway::openapi()).merge(gateway.router());
 
         let closing = CancellationToken::new();
         let history_stop = CancellationToken::new();
@@ -227,8 +227,7 @@ impl App {
         if address.ip().is_unspecified() {
             address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
         }
-        let token = (!self.settings.loopback_only())
-            .then(|| crate::folder::read_admin_token(self.folder.path()).ok());
+        let token = (!self.settings.loopback_only()).then(|| read_admin_token(self.folder.path()).ok());
         let credentials = token.flatten().map(|token| (ADMIN.to_owned(), token));
         MqttTarget { host: address.ip().to_string(), port: address.port(), credentials }
     }
@@ -296,12 +295,17 @@ async fn bind(flag: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
 
 /// Makes the administrator's token at the first start, and puts it back into its file if that has gone.
 async fn make_administrator(registry: &Registry, folder: &DataFolder) -> anyhow::Result<()> {
-    if registry.tokens().await?.iter().any(|token| token.role == Role::Admin) {
+    let tokens = registry.tokens().await?;
+    if read_admin_token(folder.path()).is_ok() && tokens.iter().any(|token| token.role == Role::Admin) {
         return Ok(());
     }
     let new = NewToken { name: ADMIN, role: Role::Admin, device_id: None };
     let (_, token) = registry.create_token(new).await?;
     let path = folder.write_admin_token(&token)?;
+    // The secret of a token cannot be told again: who lost the file has a new one now, and the old one ends.
+    for lost in tokens.iter().filter(|token| token.role == Role::Admin && token.name == ADMIN) {
+        registry.delete_token(&lost.id).await?;
+    }
     println!("the administrator's token, shown this once and kept in {}:\n  {token}\n", path.display());
     Ok(())
 }

@@ -65,6 +65,11 @@ pub trait Admission: Send + Sync + 'static {
     /// Says why not.
     async fn authenticate(&self, credentials: Credentials<'_>) -> Result<Principal, Denied>;
 
+    /// Whether clients without credentials are let in. Web pages of other sites are kept out then.
+    fn admits_anonymous(&self) -> bool {
+        false
+    }
+
     /// Whether `principal` may publish to `topic`. `device_id` is the device that the topic leads to, if it leads to one.
     fn may_publish(&self, principal: &Principal, topic: &str, device_id: Option<&str>) -> bool {
         match (&principal.role, device_id) {

@@ -8,14 +8,14 @@ use std::task::{Context, Poll, ready};
 
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::extract::{ConnectInfo, State};
-use axum::http::{Extensions, StatusCode};
+use axum::http::{Extensions, HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures::{Sink, Stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::gateway::Gateway;
-use crate::http::ErrorBody;
+use crate::http::{ErrorBody, refuse_foreign_page};
 
 /// The library's own read buffer would be 128 KiB a connection.
 const READ_BUFFER_BYTES: usize = 4 << 10;
@@ -26,8 +26,14 @@ const FRAME_BYTES_MAX: usize = 64 << 10;
 pub(crate) async fn upgrade(
     State(gateway): State<Arc<Gateway>>,
     extensions: Extensions,
+    headers: HeaderMap,
+    uri: Uri,
     upgrade: WebSocketUpgrade,
 ) -> Response {
+    // A client shows its credentials only in CONNECT, so that a foreign page with good ones is refused here too.
+    if let Err(error) = refuse_foreign_page(&gateway, &headers, &uri) {
+        return error.into_response();
+    }
     let message_bytes_max = gateway.config.mqtt.packet_bytes_max;
     let upgrade = upgrade
         .protocols(["mqtt"])

@@ -11,13 +11,13 @@
 //! reach loopback too, so such requests must name a loopback host (against DNS rebinding) and must not carry a foreign
 //! `Origin` (against cross-site WebSockets).
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use catchment_store::registry::{Identity, Role};
+use catchment_types::{is_loopback_host, is_loopback_origin};
 
 use crate::ServeState;
 use crate::problem::Problem;
@@ -87,7 +87,7 @@ fn identify(parts: &Parts, state: &ServeState) -> Result<Caller, Problem> {
     if !state.anonymous {
         return Err(unauthorized("this needs a token"));
     }
-    if !host(&parts.headers, &parts.uri).is_some_and(is_loopback) {
+    if !host(&parts.headers, &parts.uri).is_some_and(is_loopback_host) {
         return Err(Problem::new(
             StatusCode::FORBIDDEN,
             "forbidden",
@@ -142,43 +142,4 @@ fn token(parts: &Parts) -> Result<Option<String>, Problem> {
 fn host<'a>(headers: &'a HeaderMap, uri: &'a Uri) -> Option<&'a str> {
     // HTTP/2 has the authority in the URI.
     uri.authority().map(|authority| authority.as_str()).or_else(|| headers.get(header::HOST)?.to_str().ok())
-}
-
-/// Whether `host[:port]` names this machine.
-fn is_loopback(host: &str) -> bool {
-    let name = match host.strip_prefix('[') {
-        Some(rest) => rest.split(']').next().unwrap_or_default(),
-        None => host.split(':').next().unwrap_or_default(),
-    };
-    name.eq_ignore_ascii_case("localhost")
-        || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
-}
-
-fn is_loopback_origin(origin: &str) -> bool {
-    origin.split_once("://").is_some_and(|(_, host)| is_loopback(host))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn loopback_names() {
-        for host in ["localhost", "LOCALHOST:8080", "127.0.0.1", "127.9.9.9:1", "[::1]", "[::1]:8080"] {
-            assert!(is_loopback(host), "{host}");
-        }
-        for host in [
-            "",
-            "example.org",
-            "127.0.0.1.example.org",
-            "localhost.example.org:80",
-            "10.0.0.1",
-            "[::2]",
-            "0.0.0.0",
-        ] {
-            assert!(!is_loopback(host), "{host}");
-        }
-        assert!(is_loopback_origin("http://localhost:3000"));
-        assert!(!is_loopback_origin("https://example.org") && !is_loopback_origin("null"));
-    }
 }

@@ -96,9 +96,9 @@ impl ServeState {
     }
 }
 
-/// Everything that HTTP serves, but for ingest, which is the gateway's and is merged with this.
-pub fn router(state: Arc<ServeState>) -> Router {
-    let (rest, openapi) = rest::router();
+/// Everything that HTTP serves, but for ingest, which is the gateway's and is merged with this; `others` describes it.
+pub fn router(state: Arc<ServeState>, others: utoipa::openapi::OpenApi) -> Router {
+    let (rest, openapi) = rest::router(others);
     let body_bytes_max = state.config.body_bytes_max;
     rest.merge(live::router())
         .merge(page::router(openapi))

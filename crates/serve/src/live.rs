@@ -58,7 +58,20 @@ pub(crate) fn router() -> Router<Arc<ServeState>> {
     Router::new().route("/api/v1/live", get(live)).route("/api/v1/tail", get(tail))
 }
 
-async fn live(
+/// Follow readings over a WebSocket.
+#[utoipa::path(
+    get,
+    path = "/api/v1/live",
+    tag = "readings",
+    params(
+        ("device" = Option<String>, Query, description = "Devices, `*` is any run of characters; may come several times"),
+        ("metric" = Option<String>, Query, description = "Metrics, likewise"),
+        ("type" = Option<String>, Query, description = "Types of events, likewise"),
+        ("snapshot" = Option<bool>, Query, description = "Begin with the latest values"),
+    ),
+    responses((status = 101, description = "A WebSocket: an array is readings, an object is about the connection"))
+)]
+pub(crate) async fn live(
     State(state): State<Arc<ServeState>>,
     _: Reader,
     Query(query): Query<Vec<(String, String)>>,
@@ -69,7 +82,19 @@ async fn live(
     Ok(accept(state, upgrade, Follow::Readings, initial))
 }
 
-async fn tail(
+/// Follow events as received over a WebSocket.
+#[utoipa::path(
+    get,
+    path = "/api/v1/tail",
+    tag = "readings",
+    params(
+        ("device" = Option<String>, Query, description = "Devices, `*` is any run of characters; may come several times"),
+        ("metric" = Option<String>, Query, description = "Metrics, likewise"),
+        ("type" = Option<String>, Query, description = "Types of events, likewise"),
+    ),
+    responses((status = 101, description = "A WebSocket: an array is events, an object is about the connection"))
+)]
+pub(crate) async fn tail(
     State(state): State<Arc<ServeState>>,
     _: Reader,
     Query(query): Query<Vec<(String, String)>>,

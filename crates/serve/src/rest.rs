@@ -25,6 +25,7 @@ use crate::ServeState;
         Every refusal is `{error, message, hint?}`."),
     security(("token" = [])),
     modifiers(&BearerToken),
+    paths(crate::live::live, crate::live::tail),
     tags(
         (name = "devices", description = "What sends"),
         (name = "readings", description = "What was sent"),
@@ -45,9 +46,9 @@ impl Modify for BearerToken {
     }
 }
 
-/// The routes and the document that describes them, as JSON.
-pub(crate) fn router() -> (Router<Arc<ServeState>>, String) {
-    let (router, openapi) = OpenApiRouter::with_openapi(Api::openapi())
+/// The routes, and the document that describes them and `others`, as JSON.
+pub(crate) fn router(others: utoipa::openapi::OpenApi) -> (Router<Arc<ServeState>>, String) {
+    let (router, mut openapi) = OpenApiRouter::with_openapi(Api::openapi())
         .routes(routes!(devices::list_devices, devices::create_device))
         .routes(routes!(devices::get_device, devices::put_device, devices::delete_device))
         .routes(routes!(readings::snapshot))
@@ -68,6 +69,7 @@ pub(crate) fn router() -> (Router<Arc<ServeState>>, String) {
         .routes(routes!(system::healthz))
         .routes(routes!(system::readyz))
         .split_for_parts();
+    openapi.merge(others);
     // Plain data made by the macros: it always serializes.
     (router, openapi.to_pretty_json().unwrap_or_default())
 }

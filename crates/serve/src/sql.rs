@@ -13,6 +13,7 @@ mod running;
 mod statement;
 mod stream;
 mod tables;
+mod yielding;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -43,6 +44,7 @@ pub use tables::RealmTables;
 
 use running::Running;
 use stream::{Driver, Limits, Work};
+use yielding::YieldInJoins;
 
 /// Name of the catalog.
 pub const CATALOG: &str = "catchment";
@@ -51,7 +53,7 @@ const STACK_BYTES: usize = 64 << 20;
 /// Batches between a query and its reader.
 const BATCHES_AHEAD: usize = 2;
 
-/// Limits of SQL: section `[sql]`.
+/// Limits of SQL: section `[serve.sql]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SqlConfig {
@@ -276,15 +278,17 @@ impl SqlEngine {
         };
         // From here on, dropping this future or the stream cancels the query.
         let drop_guard = cancel.drop_guard();
-        let driver = Driver {
+        let driver = Arc::new(Driver {
             session,
             limits,
             sender,
             tables: self.tables.table_names(),
             metrics: self.metrics.clone(),
-        };
+        });
         self.metrics.started();
-        self.runtime.spawn(driver.run(work, guard));
+        if let Some(threads) = self.runtime.handle() {
+            tokio::spawn(driver.run(work, guard, threads));
+        }
         QueryStream::open(id, receiver, drop_guard).await
     }
 }
@@ -312,8 +316,10 @@ fn template(threads: usize, env: Arc<RuntimeEnv>) -> SessionState {
     options.sql_parser.dialect = Dialect::PostgreSQL;
     options.sql_parser.collect_spans = true;
     options.execution.time_zone = Some("UTC".to_owned());
-    let mut builder =
-        SessionStateBuilder::new_with_default_features().with_config(config).with_runtime_env(env);
+    let mut builder = SessionStateBuilder::new_with_default_features()
+        .with_config(config)
+        .with_runtime_env(env)
+        .with_physical_optimizer_rule(Arc::new(YieldInJoins));
     // Nothing here reads or writes files by name.
     *builder.file_formats() = None;
     *builder.table_factories() = None;
@@ -324,6 +330,11 @@ fn template(threads: usize, env: Arc<RuntimeEnv>) -> SessionState {
 struct QueryRuntime(Option<tokio::runtime::Runtime>);
 
 impl QueryRuntime {
+    /// Their runtime, while there is one.
+    fn handle(&self) -> Option<tokio::runtime::Handle> {
+        self.0.as_ref().map(|runtime| runtime.handle().clone())
+    }
+
     fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
         if let Some(runtime) = &self.0 {
             runtime.spawn(future);

@@ -104,7 +104,7 @@ impl Server {
             anonymous,
             started: Instant::now(),
         });
-        let router = router(Arc::clone(&state));
+        let router = router(Arc::clone(&state), utoipa::openapi::OpenApi::default());
         Self { _dir: dir, state, history, router, admin, offsets: parking_lot::Mutex::default() }
     }
 

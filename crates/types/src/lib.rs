@@ -3,11 +3,13 @@
 //! Nothing here does I/O. Units: every time is a [`Timestamp`], microseconds since the Unix epoch, UTC.
 
 mod event;
+mod loopback;
 mod names;
 mod reading;
 mod time;
 
 pub use event::{Event, EventBatch, EventBatchBuilder, EventBatchIter, EventTooLarge};
+pub use loopback::{is_loopback_host, is_loopback_origin};
 pub use names::{
     BadName, DEFAULT_REALM, DEVICE_ID_BYTES_MAX, Offset, PartitionId, TYPE_BYTES_MAX, check_device_id,
     check_event_type, partition_of,

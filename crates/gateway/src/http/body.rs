@@ -2,6 +2,7 @@
 
 use std::io::Read;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -16,6 +17,9 @@ use crate::gateway::Gateway;
 pub(crate) const BODY_PERMIT_BYTES: usize = 1024;
 /// Step in which memory is asked for while a body is unpacked.
 const UNPACK_BYTES: usize = 256 << 10;
+/// Bounds of what is read of a body that is not wanted.
+const DISCARD_BYTES_MAX: usize = 1 << 20;
+const DISCARD_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// A body, and its share of the memory for bodies until it is dropped.
 pub(super) struct Collected {
@@ -69,6 +73,22 @@ pub(super) async fn read(gateway: &Gateway, headers: &HeaderMap, body: Body) -> 
     let bytes_max = limits.decompressed_bytes_max;
     let unpacked = tokio::task::spawn_blocking(move || unpack(&bytes, bytes_max, share)).await;
     unpacked.unwrap_or_else(|_| Err(HttpError::bad_request("gzip", "the body could not be decompressed")))
+}
+
+/// Reads and forgets a body whose request is refused anyway, within bounds of size and time.
+pub(super) async fn discard(body: Body) {
+    let mut left = DISCARD_BYTES_MAX;
+    let mut pieces = body.into_data_stream();
+    let reading = async {
+        while let Some(Ok(piece)) = pieces.next().await {
+            match left.checked_sub(piece.len()) {
+                Some(rest) => left = rest,
+                None => return,
+            }
+        }
+    };
+    // What is left then is the client's loss: the connection closes under it.
+    let _ = tokio::time::timeout(DISCARD_TIME_MAX, reading).await;
 }
 
 fn too_large(bytes_max: usize) -> HttpError {

@@ -6,6 +6,7 @@ use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::events::LineError;
 
@@ -13,7 +14,7 @@ use super::events::LineError;
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
 /// The body of an error.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct ErrorBody {
     error: &'static str,
     message: String,

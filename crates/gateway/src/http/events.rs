@@ -28,7 +28,7 @@ pub(super) struct Target<'a> {
 }
 
 /// A line that is not taken.
-#[derive(Debug, Serialize, PartialEq, Eq)]
+#[derive(Debug, Serialize, PartialEq, Eq, utoipa::ToSchema)]
 pub(crate) struct LineError {
     /// Its number, from 1.
     line: usize,

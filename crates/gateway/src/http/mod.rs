@@ -12,13 +12,16 @@
 mod body;
 mod error;
 mod events;
+mod origin;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{ConnectInfo, Path, Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, post};
@@ -27,11 +30,13 @@ use base64::Engine;
 use catchment_eventlog::LogError;
 use catchment_types::{Timestamp, check_device_id, check_event_type};
 use serde::Serialize;
+use utoipa::{OpenApi, ToSchema};
 
 pub(crate) use body::BODY_PERMIT_BYTES;
 pub(crate) use error::ErrorBody;
 use error::HttpError;
 use events::{Events, LineError, Target};
+pub(crate) use origin::refuse_foreign_page;
 
 use crate::admission::{Credentials, Denied, Principal};
 use crate::gateway::Gateway;
@@ -47,10 +52,19 @@ impl Gateway {
             .route("/mqtt", any(ws::upgrade))
             .with_state(Arc::clone(self))
     }
+
+    /// What the OpenAPI document says of [`Self::router`].
+    #[must_use]
+    pub fn openapi() -> utoipa::openapi::OpenApi {
+        #[derive(OpenApi)]
+        #[openapi(paths(ingest))]
+        struct Api;
+        Api::openapi()
+    }
 }
 
 /// What a request is told that was taken.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Accepted {
     /// Events that are durable now.
     accepted: u64,
@@ -66,16 +80,48 @@ fn is_zero(number: &u64) -> bool {
     *number == 0
 }
 
+/// Send events of a device. The answer comes after they are durable.
+#[utoipa::path(
+    post,
+    path = "/api/v1/devices/{device_id}/events/{type}",
+    tag = "devices",
+    params(
+        ("device_id" = String, Path, description = "What sends"),
+        ("type" = String, Path, description = "Which kind of message; chooses the decoder"),
+    ),
+    request_body(
+        description = "One JSON document, an array of them, NDJSON, or one event of any other type; gzip is understood",
+        content((serde_json::Value = "application/json"), (String = "application/x-ndjson"), (Vec<u8> = "application/octet-stream"))
+    ),
+    responses(
+        (status = 200, description = "The events are durable", body = Accepted),
+        (status = 400, description = "Not the syntax of its content type, or a bad name; nothing was kept", body = ErrorBody),
+        (status = 401, description = "The credentials are missing or wrong", body = ErrorBody),
+        (status = 403, description = "Not this device's token", body = ErrorBody),
+        (status = 413, description = "Too large; nothing was kept", body = ErrorBody),
+        (status = 415, description = "An encoding or a type that is not taken", body = ErrorBody),
+        (status = 503, description = "No room or too busy; see Retry-After", body = ErrorBody),
+    )
+)]
 async fn ingest(
     State(gateway): State<Arc<Gateway>>,
     path: Result<Path<(String, String)>, PathRejection>,
     uri: Uri,
     request: Request,
 ) -> Response {
-    let taken = match path {
-        Ok(Path(names)) => take(&gateway, &names, uri.path(), request).await,
+    let (parts, body) = request.into_parts();
+    let admitted = match path {
+        Ok(Path(names)) => admit(&gateway, names, &parts).await,
         Err(_) => Err(HttpError::bad_request("path", "the path is not UTF-8")
             .hint("percent-encode device id and type as UTF-8")),
+    };
+    let taken = match admitted {
+        Ok(admitted) => take(&gateway, &admitted, uri.path(), &parts.headers, body).await,
+        Err(error) => {
+            // The client is still sending: it hears the answer only if it may finish, and the connection goes on.
+            body::discard(body).await;
+            Err(error)
+        }
     };
     match taken {
         Ok(accepted) => {
@@ -89,27 +135,44 @@ async fn ingest(
     }
 }
 
-async fn take(
+/// A request that may send what its body holds.
+struct Admitted {
+    device_id: String,
+    event_type: String,
+    principal: Principal,
+    content_type: String,
+}
+
+async fn admit(
     gateway: &Gateway,
-    (device_id, event_type): &(String, String),
-    path: &str,
-    request: Request,
-) -> Result<Accepted, HttpError> {
+    (device_id, event_type): (String, String),
+    parts: &Parts,
+) -> Result<Admitted, HttpError> {
     const NAME_HINT: &str = "the path is /api/v1/devices/{device_id}/events/{type}";
     let bad_name = |name: catchment_types::BadName| HttpError::bad_request("name", name).hint(NAME_HINT);
-    check_device_id(device_id).map_err(bad_name)?;
-    check_event_type(event_type).map_err(bad_name)?;
-    let (parts, body) = request.into_parts();
+    check_device_id(&device_id).map_err(bad_name)?;
+    check_event_type(&event_type).map_err(bad_name)?;
     let remote = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
-    let principal = authenticate(gateway, &parts.headers, remote).await?;
+    let principal = authenticate(gateway, &parts.headers, &parts.uri, remote).await?;
     let topic = format!("devices/{device_id}/{event_type}");
-    if !gateway.admission.may_publish(&principal, &topic, Some(device_id)) {
+    if !gateway.admission.may_publish(&principal, &topic, Some(&device_id)) {
         let message = format!("{} may not send events of device {device_id:?}", principal.name);
         return Err(HttpError::new(StatusCode::FORBIDDEN, "forbidden", message)
             .hint("use the device's own token, or an administrator's"));
     }
     let content_type = content_type(&parts.headers)?;
-    let body = body::read(gateway, &parts.headers, body).await?;
+    Ok(Admitted { device_id, event_type, principal, content_type })
+}
+
+async fn take(
+    gateway: &Gateway,
+    admitted: &Admitted,
+    path: &str,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Accepted, HttpError> {
+    let Admitted { device_id, event_type, principal, content_type } = admitted;
+    let body = body::read(gateway, headers, body).await?;
     let target = Target {
         realm: &principal.realm,
         device_id,
@@ -120,7 +183,7 @@ async fn take(
         events_max: gateway.config.http.events_max,
     };
     let Events { mut batch, payload_bytes, refused, errors } =
-        events::split(&target, &content_type, body.bytes())?;
+        events::split(&target, content_type, body.bytes())?;
     let accepted = u64::from(batch.len());
     if accepted == 0 && refused > 0 {
         return Err(HttpError::bad_request("ndjson", "no line is JSON").lines(errors));
@@ -171,9 +234,13 @@ fn log_error(error: &LogError) -> HttpError {
 async fn authenticate(
     gateway: &Gateway,
     headers: &HeaderMap,
+    uri: &Uri,
     remote: Option<SocketAddr>,
 ) -> Result<Principal, HttpError> {
     let authorization = Authorization::read(headers)?;
+    if matches!(authorization, Authorization::None) {
+        refuse_foreign_page(gateway, headers, uri)?;
+    }
     let (username, password) = match &authorization {
         Authorization::None => (None, None),
         Authorization::Bearer(token) => (None, Some(token.as_bytes())),

@@ -7,7 +7,6 @@ mod adapt;
 mod functions;
 mod information_schema;
 mod rewrite;
-mod yielding;
 
 use std::sync::Arc;
 
@@ -30,7 +29,6 @@ use datafusion_pg_catalog::sql::PostgresCompatibilityParser;
 pub(super) use functions::Identity;
 use information_schema::InformationSchema;
 pub(super) use rewrite::{Planned, parameter_types};
-use yielding::YieldInJoins;
 
 use crate::sql::{CATALOG, SqlEngine};
 
@@ -64,9 +62,7 @@ impl Catalog {
         // So that names of three parts work with the database's name too.
         context.register_catalog(DEFAULT_REALM, catalog);
         functions::register_shared(&context);
-        let mut template = SessionStateBuilder::new_from_existing(context.state())
-            .with_physical_optimizer_rule(Arc::new(YieldInJoins))
-            .build();
+        let mut template = SessionStateBuilder::new_from_existing(context.state()).build();
         // Ours takes its place.
         template.config_mut().options_mut().catalog.information_schema = false;
         Ok(Self {

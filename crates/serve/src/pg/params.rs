@@ -250,6 +250,8 @@ pub(super) fn array_parts(text: &str) -> Option<Vec<Option<String>>> {
                 }
                 '\\' => part.push(chars.next()?),
                 '{' | '}' => return None,
+                // Space around an element is not part of it.
+                space if space.is_whitespace() && (quoted || part.is_empty()) => {}
                 other => part.push(other),
             }
         }

@@ -246,13 +246,9 @@ fn own_name(ident: &Ident) -> String {
 fn name(expr: &Expr) -> Option<String> {
     const NONE: &str = "?column?";
     let name = match expr {
-        Expr::Identifier(name)
-            if name.quote_style.is_some() || !name.value.eq_ignore_ascii_case("current_schema") =>
-        {
-            return None;
-        }
-        Expr::Identifier(_) => "current_schema",
-        Expr::CompoundIdentifier(_) | Expr::CompoundFieldAccess { .. } => return None,
+        Expr::Identifier(name) => return Some(own_name(name)),
+        Expr::CompoundIdentifier(parts) => return parts.last().map(own_name),
+        Expr::CompoundFieldAccess { .. } => return None,
         Expr::Nested(inner) | Expr::Collate { expr: inner, .. } => return name(inner),
         Expr::Function(function) => {
             return function
@@ -282,9 +278,6 @@ fn name(expr: &Expr) -> Option<String> {
         Expr::AtTimeZone { .. } => "timezone",
         Expr::Subquery(query) => match query.body.as_ref() {
             SetExpr::Select(select) => match select.projection.first() {
-                Some(SelectItem::UnnamedExpr(Expr::Identifier(ident))) => {
-                    return Some(ident.value.to_lowercase());
-                }
                 Some(SelectItem::UnnamedExpr(inner)) => return name(inner),
                 Some(SelectItem::ExprWithAlias { alias, .. }) => return Some(own_name(alias)),
                 _ => NONE,

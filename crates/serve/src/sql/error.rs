@@ -185,7 +185,7 @@ fn translate(error: &DataFusionError, tables: &[String]) -> SqlError {
             other => SqlError::new(Kind::Invalid, other.to_string()),
         },
         DataFusionError::ResourcesExhausted(message) => SqlError::new(Kind::Memory, first_line(message))
-            .hint("narrow the query (time range, fewer groups), or raise [sql] memory_bytes"),
+            .hint("narrow the query (time range, fewer groups), or raise [serve.sql] memory_bytes"),
         DataFusionError::NotImplemented(message) => SqlError::new(Kind::Unsupported, first_line(message)),
         DataFusionError::Plan(message) => plan(&first_line(message), tables),
         DataFusionError::Configuration(message) => SqlError::new(Kind::Invalid, first_line(message)),

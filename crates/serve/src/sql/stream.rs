@@ -12,12 +12,16 @@ use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::execute_stream;
 use datafusion::sql::parser::Statement;
 use futures::{Stream, StreamExt};
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_util::sync::DropGuard;
 
 use super::error::{SqlError, SqlErrorKind};
 use super::metrics::SqlMetrics;
 use super::running::RunningGuard;
+
+/// How often a stopped query is asked whether it has really stopped.
+const STOP_POLL: Duration = Duration::from_millis(5);
 
 /// What to run: text that was parsed and checked, or a plan.
 pub(super) enum Work {
@@ -61,10 +65,13 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    /// Runs the query to its end, limit or cancellation.
-    pub(super) async fn run(self, work: Work, guard: RunningGuard) {
+    /// Runs the query on the queries' threads to its end, limit or cancellation. This itself has to run elsewhere: an operator
+    /// that works long without a pause would hold up a clock on its own thread.
+    pub(super) async fn run(self: Arc<Self>, work: Work, guard: RunningGuard, threads: Handle) {
         let started = Instant::now();
         let timeout = self.limits.timeout;
+        let driver = Arc::clone(&self);
+        let mut worker = threads.spawn(async move { Box::pin(driver.execute(work)).await });
         let outcome = tokio::select! {
             biased;
             () = guard.cancel.cancelled() => Err(SqlError::new(SqlErrorKind::Cancelled, "the query was cancelled")),
@@ -73,17 +80,23 @@ impl Driver {
                 format!("the query ran longer than {} ms", timeout.as_millis()),
             )
             .hint("narrow the time range, or allow it more time: timeout_ms")),
-            outcome = Box::pin(self.execute(work)) => outcome,
+            joined = &mut worker => joined.unwrap_or_else(|_| Err(died())),
         };
         self.metrics.ended(outcome.as_ref().map(|_| ()).map_err(|error| error.kind), started.elapsed());
-        // The slot is free before a slow reader has taken the last message.
-        drop(guard);
+        worker.abort();
+        // The slot is free once its thread is, before a slow reader has taken the last message.
+        let release = async {
+            while !worker.is_finished() {
+                tokio::time::sleep(STOP_POLL).await;
+            }
+            drop(guard);
+        };
         let last = match outcome {
             Ok(truncated) => Message::Done { truncated },
             Err(error) => Message::Failed(error),
         };
         // A reader that is gone needs no last message.
-        let _ = self.sender.send(last).await;
+        let _ = tokio::join!(release, self.sender.send(last));
     }
 
     /// Plans and streams; `true` if the answer was cut at the asked number of rows.

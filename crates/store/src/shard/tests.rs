@@ -71,8 +71,11 @@ fn numbers(batch: &RecordBatch, column: &str) -> Vec<Option<f64>> {
     batch.column_by_name(column).unwrap().as_primitive::<Float64Type>().iter().collect()
 }
 
-/// (device, bucket in seconds, metric) → (sum, min, max, count), merged as the view does.
-fn merged(batches: &[RecordBatch]) -> BTreeMap<(String, i64, String), (f64, f64, f64, i64)> {
+/// (device, bucket in seconds, metric) → (sum, min, max, count).
+type Rollups = BTreeMap<(String, i64, String), (f64, f64, f64, i64)>;
+
+/// The rollups, merged as the view does.
+fn merged(batches: &[RecordBatch]) -> Rollups {
     let mut groups = BTreeMap::new();
     for batch in batches {
         let (ids, names) = (texts(batch, "device_id"), texts(batch, "metric_name"));
