@@ -32,8 +32,8 @@ pub(crate) struct Shared {
 
 impl Shared {
     fn over_budget(&self) -> bool {
-        let buffered: usize = self.shards.iter().map(|shard| shard.buffered_bytes()).sum();
-        buffered > self.config.budget_bytes
+        let held: usize = self.shards.iter().map(|shard| shard.held_bytes()).sum();
+        held > self.config.budget_bytes
     }
 }
 

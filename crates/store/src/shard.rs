@@ -66,6 +66,8 @@ pub struct Shard {
     state: Mutex<State>,
     /// What the tables' buffers hold, published after each change so that no reader needs the lock.
     buffered_bytes: AtomicUsize,
+    /// Memory of rows that were taken and are not in files yet, in bytes.
+    taken_bytes: AtomicUsize,
     room: Notify,
 }
 
@@ -176,6 +178,7 @@ impl Shard {
             partition,
             state: Mutex::new(state),
             buffered_bytes: AtomicUsize::new(0),
+            taken_bytes: AtomicUsize::new(0),
             room: Notify::new(),
         })
     }
@@ -241,17 +244,23 @@ impl Shard {
         self.buffered_bytes.store(state.rows.bytes(), Ordering::Relaxed);
     }
 
-    /// Takes all rows out, open rollup states included.
+    /// Takes all rows out, open rollup states included. Their memory stays in [`Shard::held_bytes`] until
+    /// [`Shard::rows_written`].
     #[must_use]
     pub fn take_rows(&self) -> TakenRows {
         let mut state = self.state.lock();
         let State { devices, rows, .. } = &mut *state;
         devices.drain_rollups(rows);
+        self.taken_bytes.fetch_add(rows.bytes(), Ordering::Relaxed);
         let taken = TakenRows { tables: rows.take(), next_offset: state.next_offset };
         self.publish_bytes(&state);
-        drop(state);
-        self.room.notify_waiters();
         taken
+    }
+
+    /// Tells that the rows that were taken are in files, and their memory is free.
+    pub fn rows_written(&self) {
+        self.taken_bytes.store(0, Ordering::Relaxed);
+        self.room.notify_waiters();
     }
 
     /// A copy of a table's rows for a query, open rollup states included.
@@ -271,7 +280,13 @@ impl Shard {
         self.buffered_bytes.load(Ordering::Relaxed)
     }
 
-    /// Notified (all who wait) whenever [`Shard::take_rows`] has freed memory.
+    /// Memory of all rows that are not in files yet, taken or not, in bytes.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        self.buffered_bytes() + self.taken_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Notified (all who wait) whenever [`Shard::rows_written`] has freed memory.
     #[must_use]
     pub fn room_notify(&self) -> &Notify {
         &self.room

@@ -243,10 +243,12 @@ async fn workers_wait_for_room() {
     assert_eq!(setup.metrics.lag_events.get_or_create(&label).get(), 2);
     // Room for one block, which fills the budget again.
     drop(setup.shards[1].take_rows());
+    setup.shards[1].rows_written();
     until(&distributor, &[1, 1]).await;
     tokio::time::sleep(Duration::from_millis(120)).await;
     assert_eq!(*distributor.processed().borrow(), [1, 1]);
     drop(setup.shards[0].take_rows());
+    setup.shards[0].rows_written();
     until(&distributor, &[2, 1]).await;
     assert!(setup.metrics.wait_seconds.get() > 0.1);
     distributor.shutdown().await;

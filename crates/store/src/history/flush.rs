@@ -118,6 +118,7 @@ impl History {
             self.hook.at(Step::Swapped(table.id))?;
         }
         state.round = None;
+        self.view.all_flushed();
         self.committed.send_replace(state.committed_by_all());
         Ok(())
     }

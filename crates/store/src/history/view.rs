@@ -85,6 +85,11 @@ impl View {
         replace(&mut state.files[table.index()], &[], files);
     }
 
+    /// All that was taken by [`Self::rotate`] is in files.
+    pub(super) fn all_flushed(&self) {
+        self.shards.iter().for_each(|shard| shard.rows_written());
+    }
+
     /// Files took the place of others, or of nothing.
     pub(super) fn replaced(&self, table: TableId, old: &[Arc<DataFile>], new: Vec<Arc<DataFile>>) {
         replace(&mut self.state.write().files[table.index()], old, new);
