@@ -177,7 +177,7 @@ pub(crate) struct WorldArgs {
 pub(crate) struct SimulateArgs {
     /// Which world.
     pub(crate) world: WorldName,
-    /// The MQTT server: mqtt://[USER[:PASSWORD]@]HOST[:PORT].
+    /// The MQTT server: `mqtt://USER:PASSWORD@HOST:PORT`, where user, password and port may be left out.
     #[arg(long, value_name = "URL", default_value = "mqtt://127.0.0.1:1883")]
     pub(crate) to: MqttTarget,
     #[command(flatten)]

@@ -1,6 +1,6 @@
 //! The memory of one partition: latest values, open rollup states, and rows that are not in files yet.
 //!
-//! One worker writes, under one lock that it holds for at most [`CHUNK_EVENTS_MAX`] events at a time; queries take the
+//! One worker writes, under one lock that it holds for at most `CHUNK_EVENTS_MAX` events at a time; queries take the
 //! same lock for the time of a cheap copy.
 //!
 //! - *Slots*: each metric of a device has its newest value and the open state of one minute. A reading of another minute
