@@ -1,6 +1,7 @@
 """Fixtures: a server for everybody, servers of one's own, device names that nobody else uses."""
 
 import itertools
+import signal
 
 import pytest
 
@@ -11,6 +12,8 @@ _running = []
 
 
 def pytest_configure():
+    # Whoever runs this in the background of a shell hands down that SIGINT is ignored, and so would what is started here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if not BINARY.is_file():
         pytest.exit(f"there is no {BINARY}: `cargo build --release -p catchment`, or name another in CATCHMENT_BIN", 2)
 

@@ -82,7 +82,11 @@ def test_tail_follows(server, device):
             eventually(lambda: any("1480" in line for line in lines))
         finally:
             tail.send_signal(signal.SIGINT)
-        assert tail.wait(timeout=10) in (0, 130, -signal.SIGINT)
+            try:
+                ended = tail.wait(timeout=10)
+            finally:
+                tail.kill()
+        assert ended in (0, 130, -signal.SIGINT)
         reader.join()
     (line,) = [line for line in lines if "1480" in line]
     assert device in line and "engine" in line
