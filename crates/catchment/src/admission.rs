@@ -20,11 +20,7 @@ pub(crate) struct RegistryAdmission {
 impl RegistryAdmission {
     /// `anonymous`: whether clients without credentials are let in.
     pub(crate) fn new(registry: Arc<Registry>, anonymous: bool) -> Self {
-        let anonymous = anonymous.then(|| Principal {
-            realm: DEFAULT_REALM.into(),
-            name: "anonymous".into(),
-            role: Role::Admin,
-        });
+        let anonymous = anonymous.then(|| Principal::new(DEFAULT_REALM, "anonymous", Role::Admin));
         Self { registry, anonymous }
     }
 }
@@ -73,11 +69,12 @@ fn principal(identity: &Identity) -> Result<Principal, Denied> {
             return Err(Denied::NotAllowed(format!("the token {:?} names no device", identity.name)));
         }
     };
-    Ok(Principal { realm: DEFAULT_REALM.into(), name: identity.name.as_str().into(), role })
+    Ok(Principal::new(DEFAULT_REALM, identity.name.as_str(), role))
 }
 
 #[cfg(test)]
 mod tests {
+    use catchment_gateway::Purpose;
     use catchment_store::registry::NewToken;
 
     use super::*;
@@ -88,6 +85,7 @@ mod tests {
             username: Some("u"),
             password: password.map(str::as_bytes),
             remote: None,
+            purpose: Purpose::Connection,
         }
     }
 
@@ -102,9 +100,12 @@ mod tests {
         for admission in [&private, &open] {
             let boss = admission.authenticate(password(Some(&secret))).await.unwrap();
             assert_eq!((&*boss.name, boss.role), ("boss", Role::Admin));
-            assert_eq!(admission.authenticate(password(Some("wrong"))).await, Err(Denied::BadCredentials));
+            assert_eq!(
+                admission.authenticate(password(Some("wrong"))).await.unwrap_err(),
+                Denied::BadCredentials
+            );
         }
         assert_eq!(&*private.authenticate(password(None)).await.unwrap().name, "anonymous");
-        assert_eq!(open.authenticate(password(None)).await, Err(Denied::BadCredentials));
+        assert_eq!(open.authenticate(password(None)).await.unwrap_err(), Denied::BadCredentials);
     }
 }

@@ -1,10 +1,18 @@
 //! Who may come in, and what they may do: decided by [`Admission`], which the composition root implements.
 
-use std::net::SocketAddr;
+mod acl;
+mod limits;
+
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use thiserror::Error;
+use tokio::sync::watch;
+
+pub use acl::{Acl, AclRule, Action, BadAclRule, Effect, Subject};
+pub use limits::{ClientLimits, Meter, RateLimits};
 
 /// What a client shows of itself.
 #[derive(Debug, Clone, Copy)]
@@ -17,6 +25,17 @@ pub struct Credentials<'a> {
     pub password: Option<&'a [u8]>,
     /// Where the client connects from, when that is known.
     pub remote: Option<SocketAddr>,
+    /// What it comes for.
+    pub purpose: Purpose,
+}
+
+/// What credentials are shown for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// A connection that stays: it counts against the limit of connections a second.
+    Connection,
+    /// One request.
+    Request,
 }
 
 /// What a client is allowed to be.
@@ -31,7 +50,7 @@ pub enum Role {
 }
 
 /// A client that was let in.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Principal {
     /// The realm that its topics and events belong to.
     pub realm: Arc<str>,
@@ -39,6 +58,44 @@ pub struct Principal {
     pub name: Arc<str>,
     /// What it may do.
     pub role: Role,
+    /// Its MQTT client id, the assigned one too; none for HTTP.
+    pub client_id: Option<Arc<str>>,
+    /// The user name it gave.
+    pub username: Option<Arc<str>>,
+    /// What let it in, in the words of the [`Admission`] that did: by this it is found again when that is withdrawn.
+    pub credential: Option<Arc<str>>,
+    /// When it was let in.
+    pub since: Instant,
+    /// When its admission ends by itself.
+    pub expires_at: Option<Instant>,
+    /// How much it may send.
+    pub limits: Option<Arc<ClientLimits>>,
+}
+
+impl Principal {
+    /// A principal without limits whose admission does not end.
+    #[must_use]
+    pub fn new(realm: impl Into<Arc<str>>, name: impl Into<Arc<str>>, role: Role) -> Self {
+        Self {
+            realm: realm.into(),
+            name: name.into(),
+            role,
+            client_id: None,
+            username: None,
+            credential: None,
+            since: Instant::now(),
+            expires_at: None,
+            limits: None,
+        }
+    }
+
+    /// Whose MQTT sessions are this client's: a device's own, else those of its name.
+    pub(crate) fn owner(&self) -> String {
+        match &self.role {
+            Role::Device(device_id) => format!("device:{device_id}"),
+            Role::Admin | Role::Reader => format!("name:{}", self.name),
+        }
+    }
 }
 
 /// Why a client was not let in.
@@ -53,6 +110,32 @@ pub enum Denied {
     /// It cannot be decided now.
     #[error("admission cannot be decided now: {0}")]
     Unavailable(String),
+    /// Too often; worth another try after this time.
+    #[error("too many attempts; try again in {} s", .retry_after.as_secs().max(1))]
+    TooMany {
+        /// How long to wait.
+        retry_after: Duration,
+    },
+    /// Kept out for now, whatever it shows.
+    #[error("banned for another {} s", .left.as_secs().max(1))]
+    Banned {
+        /// How long the ban lasts.
+        left: Duration,
+    },
+}
+
+impl Denied {
+    /// The name in metrics and logs.
+    #[must_use]
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::BadCredentials => "bad_credentials",
+            Self::NotAllowed(_) => "not_allowed",
+            Self::Unavailable(_) => "unavailable",
+            Self::TooMany { .. } => "too_many",
+            Self::Banned { .. } => "banned",
+        }
+    }
 }
 
 /// Decides who comes in. Called once per MQTT connection and once per HTTP request; the decisions on topics are called on
@@ -70,9 +153,40 @@ pub trait Admission: Send + Sync + 'static {
         false
     }
 
+    /// Whether connections from this address are accepted at all.
+    fn admits_address(&self, _address: IpAddr) -> bool {
+        true
+    }
+
+    /// Wakes when what was decided may be decided otherwise now.
+    fn changes(&self) -> Option<watch::Receiver<u64>> {
+        None
+    }
+
+    /// Whether a connected client may stay; brings its limits up to date.
+    ///
+    /// # Errors
+    /// Says why not.
+    fn recheck(&self, _principal: &mut Principal, _remote: Option<SocketAddr>) -> Result<(), Denied> {
+        Ok(())
+    }
+
     /// Whether `principal` may publish to `topic`. `device_id` is the device that the topic leads to, if it leads to one.
     fn may_publish(&self, principal: &Principal, topic: &str, device_id: Option<&str>) -> bool {
-        match (&principal.role, device_id) {
+        principal.may_publish_by_role(topic, device_id)
+    }
+
+    /// Whether `principal` may subscribe to `filter` (without the part that shares it).
+    fn may_subscribe(&self, principal: &Principal, filter: &str) -> bool {
+        principal.may_subscribe_by_role(filter)
+    }
+}
+
+impl Principal {
+    /// What a role may publish where no rule says otherwise.
+    #[must_use]
+    pub fn may_publish_by_role(&self, topic: &str, device_id: Option<&str>) -> bool {
+        match (&self.role, device_id) {
             (Role::Admin, _) => true,
             (Role::Reader, _) => false,
             (Role::Device(own), Some(device_id)) => **own == *device_id,
@@ -81,9 +195,10 @@ pub trait Admission: Send + Sync + 'static {
         }
     }
 
-    /// Whether `principal` may subscribe to `filter` (without the part that shares it).
-    fn may_subscribe(&self, principal: &Principal, filter: &str) -> bool {
-        match &principal.role {
+    /// What a role may subscribe to where no rule says otherwise.
+    #[must_use]
+    pub fn may_subscribe_by_role(&self, filter: &str) -> bool {
+        match &self.role {
             Role::Admin | Role::Reader => true,
             Role::Device(own) => is_below_device(filter, own),
         }
@@ -103,11 +218,7 @@ pub struct AdmitAll;
 #[async_trait]
 impl Admission for AdmitAll {
     async fn authenticate(&self, _credentials: Credentials<'_>) -> Result<Principal, Denied> {
-        Ok(Principal {
-            realm: catchment_types::DEFAULT_REALM.into(),
-            name: "anonymous".into(),
-            role: Role::Admin,
-        })
+        Ok(Principal::new(catchment_types::DEFAULT_REALM, "anonymous", Role::Admin))
     }
 }
 
@@ -116,7 +227,7 @@ mod tests {
     use super::*;
 
     fn principal(role: Role) -> Principal {
-        Principal { realm: "main".into(), name: "n".into(), role }
+        Principal::new("main", "n", role)
     }
 
     #[test]

@@ -58,10 +58,23 @@ pub struct MqttConfig {
     pub session_queue_messages_max: usize,
     /// Bytes of these messages.
     pub session_queue_bytes_max: usize,
+    /// What a 5.0 client hears that sends more than its limits allow.
+    pub over_limit: OverLimit,
     /// Retained messages.
     pub retained_messages_max: usize,
     /// Bytes of these messages.
     pub retained_bytes_max: usize,
+}
+
+/// What becomes of messages over a client's limits. MQTT 3.1.1 has no word for a refusal: there it is always `wait`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OverLimit {
+    /// They wait in the network: the connection is not read until it may send again.
+    #[default]
+    Wait,
+    /// QoS 1 and 2 are answered with 0x97 "quota exceeded", QoS 0 is dropped; both are counted.
+    Refuse,
 }
 
 /// HTTP ingest limits.
@@ -113,6 +126,7 @@ impl Default for MqttConfig {
             outgoing_messages_max: 128,
             session_queue_messages_max: 1000,
             session_queue_bytes_max: 4 << 20,
+            over_limit: OverLimit::default(),
             retained_messages_max: 100_000,
             retained_bytes_max: 64 << 20,
         }

@@ -13,24 +13,30 @@ use parking_lot::{Mutex, RwLock};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::admission::{Admission, Principal};
+use crate::admission::{Admission, ClientLimits, Credentials, Denied, Meter, Principal, RateLimits};
 use crate::config::{ConfigError, GatewayConfig};
 use crate::http::BODY_PERMIT_BYTES;
 use crate::ingest::Batches;
 use crate::metrics::GatewayMetrics;
 use crate::mqtt::{
-    self, Broker, Message, Pool, PublishProperties, QoS, SERVER, SHUT_DOWN, Signal, TopicLimits, Will,
+    self, Broker, Message, Pool, PublishProperties, QoS, RECHECK, SERVER, SHUT_DOWN, Signal, TopicLimits,
+    Will,
 };
 use crate::route::Routes;
 
+/// Refusals that are told in the log.
+const REFUSALS_LOGGED: RateLimits =
+    RateLimits { messages_per_s: 20, bytes_per_s: 0, connects_per_s: 0, burst_s: 5 };
 /// How often sessions and delayed wills are looked after.
 const SWEEP_EVERY: Duration = Duration::from_millis(250);
 /// How often expired retained messages are dropped, in sweeps.
 const RETAINED_SWEEPS: u32 = 240;
+/// Least time between two rounds in which all connections are checked.
+const RECHECK_REST: Duration = Duration::from_millis(50);
 /// Rest after an error of `accept`, which mostly is a lack of file descriptors.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
 
@@ -45,6 +51,7 @@ pub struct Gateway {
     pub(crate) pool: Pool,
     /// Memory for HTTP bodies, in permits of [`BODY_PERMIT_BYTES`].
     pub(crate) http_memory: Arc<Semaphore>,
+    refusals_logged: ClientLimits,
     brokers: RwLock<HashMap<Arc<str>, Arc<Broker>>>,
     connections: Mutex<Connections>,
 }
@@ -91,10 +98,17 @@ impl Gateway {
             admission,
             metrics,
             routes,
+            refusals_logged: ClientLimits {
+                device: Some(Arc::new(Meter::new(REFUSALS_LOGGED))),
+                realm: None,
+            },
             brokers: RwLock::default(),
             connections: Mutex::default(),
         });
         tokio::spawn(sweep(Arc::downgrade(&gateway)));
+        if let Some(changes) = gateway.admission.changes() {
+            tokio::spawn(recheck(Arc::downgrade(&gateway), changes));
+        }
         Ok(gateway)
     }
 
@@ -145,6 +159,9 @@ impl Gateway {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
+        if remote.is_some_and(|remote| !self.admission.admits_address(remote.ip())) {
+            return GatewayMetrics::count(&self.metrics.connections_refused, "address");
+        }
         match self.register() {
             Some(registered) => Box::pin(mqtt::serve(Arc::clone(self), stream, remote, registered)).await,
             None => GatewayMetrics::count(&self.metrics.connections_refused, "connections_max"),
@@ -195,6 +212,21 @@ impl Gateway {
         partition_of(realm, device_id, self.log.partitions())
     }
 
+    /// Asks admission, and counts and logs what it says.
+    pub(crate) async fn authenticate(&self, credentials: Credentials<'_>) -> Result<Principal, Denied> {
+        let decided = self.admission.authenticate(credentials).await;
+        let reason = decided.as_ref().map_or_else(Denied::reason, |_| "admitted");
+        GatewayMetrics::count(&self.metrics.admission, reason);
+        // The counter tells of every refusal; a log line for each would be one more thing to flood.
+        if let Err(denied) = &decided
+            && self.refusals_logged.take(1).is_zero()
+        {
+            let Credentials { client_id, username, remote, .. } = credentials;
+            tracing::info!(?remote, client_id, username, %denied, "not let in");
+        }
+        decided
+    }
+
     /// Whether a message of this topic would be taken from `principal`.
     pub(crate) fn may_publish(&self, principal: &Principal, topic: &str) -> bool {
         match self.routes.find(topic) {
@@ -206,7 +238,7 @@ impl Gateway {
     /// Publishes a will like any message of the client: into the log, if its topic leads there, and to subscribers.
     pub(crate) async fn publish_will(&self, realm: &str, will: &Will) {
         let broker = self.broker(realm);
-        if let Ok(Some(routed)) = self.routes.find(&will.topic) {
+        if let (Ok(Some(routed)), true) = (self.routes.find(&will.topic), broker.keeps_events()) {
             let event = Event {
                 realm,
                 device_id: routed.device_id,
@@ -266,6 +298,17 @@ impl Drop for Registered {
     fn drop(&mut self) {
         self.gateway.connections.lock().signals.remove(&self.id);
         self.gateway.metrics.connections.dec();
+    }
+}
+
+/// Lets every connection find out whether it may stay, whenever something was changed. Changes that come close together
+/// are looked at once.
+async fn recheck(gateway: Weak<Gateway>, mut changes: watch::Receiver<u64>) {
+    while changes.changed().await.is_ok() {
+        let Some(gateway) = gateway.upgrade() else { return };
+        gateway.connections.lock().signals.values().for_each(|signal| signal.raise(RECHECK));
+        drop(gateway);
+        tokio::time::sleep(RECHECK_REST).await;
     }
 }
 

@@ -17,8 +17,11 @@ mod mqtt;
 mod route;
 mod ws;
 
-pub use admission::{Admission, AdmitAll, Credentials, Denied, Principal, Role};
-pub use config::{ConfigError, GatewayConfig, HttpConfig, MqttConfig};
+pub use admission::{
+    Acl, AclRule, Action, Admission, AdmitAll, BadAclRule, ClientLimits, Credentials, Denied, Effect, Meter,
+    Principal, Purpose, RateLimits, Role, Subject,
+};
+pub use config::{ConfigError, GatewayConfig, HttpConfig, MqttConfig, OverLimit};
 pub use gateway::{Gateway, NotATopic};
 pub use metrics::GatewayMetrics;
 pub use mqtt::QoS;

@@ -14,6 +14,8 @@ pub struct GatewayMetrics {
     pub(crate) connections: Gauge,
     pub(crate) connections_total: Counter,
     pub(crate) connections_refused: Family<Label, Counter>,
+    pub(crate) admission: Family<Label, Counter>,
+    pub(crate) limited: Family<Label, Counter>,
     pub(crate) disconnects: Family<Label, Counter>,
     pub(crate) sessions: Gauge,
     pub(crate) subscriptions: Gauge,
@@ -76,6 +78,12 @@ impl GatewayMetrics {
         ];
         let families = [
             ("connections_refused", "MQTT connections not let in, by reason", &self.connections_refused),
+            ("admission", "Clients and requests let in or not, by decision", &self.admission),
+            (
+                "limited",
+                "Reads and requests put off since a limit of rate was reached, by way in",
+                &self.limited,
+            ),
             ("disconnects", "MQTT connections ended, by reason", &self.disconnects),
             ("refused_messages", "MQTT messages refused, by reason", &self.refused),
             ("http_requests", "HTTP ingest requests, by outcome", &self.http_requests),

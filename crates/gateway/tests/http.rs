@@ -171,7 +171,7 @@ impl Admission for OneToken {
     async fn authenticate(&self, credentials: Credentials<'_>) -> Result<Principal, Denied> {
         match (credentials.username, credentials.password) {
             (None | Some("d1"), Some(b"secret")) => {
-                Ok(Principal { realm: "main".into(), name: "d1".into(), role: Role::Device("d1".into()) })
+                Ok(Principal::new("main", "d1", Role::Device("d1".into())))
             }
             (None, None) => Err(Denied::Unavailable("test".into())),
             _ => Err(Denied::BadCredentials),

@@ -265,7 +265,7 @@ impl Admission for Tokens {
             Some(b"reader") => Role::Reader,
             _ => return Err(Denied::BadCredentials),
         };
-        Ok(Principal { realm: "main".into(), name: "test".into(), role })
+        Ok(Principal::new("main", "test", role))
     }
 }
 

@@ -1,6 +1,7 @@
 //! How HTTP ingest says no.
 
 use std::fmt::Display;
+use std::time::Duration;
 
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -29,6 +30,7 @@ pub(crate) struct ErrorBody {
 pub(crate) struct HttpError {
     status: StatusCode,
     body: ErrorBody,
+    retry_after: Option<Duration>,
 }
 
 impl ErrorBody {
@@ -45,7 +47,7 @@ impl ErrorBody {
 
     /// Gives it a status.
     pub(crate) fn with(self, status: StatusCode) -> HttpError {
-        HttpError { status, body: self }
+        HttpError { status, body: self, retry_after: None }
     }
 }
 
@@ -64,6 +66,17 @@ impl HttpError {
 
     pub(super) fn unavailable(error: &'static str, message: impl Display) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, error, message)
+    }
+
+    pub(super) fn too_many(message: impl Display, retry_after: Duration) -> Self {
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many", message)
+            .hint("send again after the time in the header Retry-After")
+            .retry_after(retry_after)
+    }
+
+    /// When another try is worth it.
+    pub(super) fn retry_after(self, after: Duration) -> Self {
+        Self { retry_after: Some(after), ..self }
     }
 
     pub(super) fn unauthorized(message: impl Display) -> Self {
@@ -92,7 +105,11 @@ impl IntoResponse for HttpError {
     fn into_response(self) -> Response {
         let status = self.status;
         let mut response = (status, Json(self.body)).into_response();
-        if status == StatusCode::SERVICE_UNAVAILABLE {
+        if let Some(after) = self.retry_after {
+            // Whole seconds, and never so early that it would be refused again.
+            let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        } else if status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
         }
         if status == StatusCode::UNAUTHORIZED {

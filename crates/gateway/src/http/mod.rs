@@ -38,8 +38,9 @@ use error::HttpError;
 use events::{Events, LineError, Target};
 pub(crate) use origin::refuse_foreign_page;
 
-use crate::admission::{Credentials, Denied, Principal};
+use crate::admission::{Credentials, Denied, Principal, Purpose};
 use crate::gateway::Gateway;
+use crate::ingest::is_kept;
 use crate::metrics::GatewayMetrics;
 use crate::ws;
 
@@ -100,6 +101,7 @@ fn is_zero(number: &u64) -> bool {
         (status = 403, description = "Not this device's token", body = ErrorBody),
         (status = 413, description = "Too large; nothing was kept", body = ErrorBody),
         (status = 415, description = "An encoding or a type that is not taken", body = ErrorBody),
+        (status = 429, description = "Over the limits of the device or its realm; see Retry-After", body = ErrorBody),
         (status = 503, description = "No room or too busy; see Retry-After", body = ErrorBody),
     )
 )]
@@ -154,6 +156,15 @@ async fn admit(
     check_event_type(&event_type).map_err(bad_name)?;
     let remote = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
     let principal = authenticate(gateway, &parts.headers, &parts.uri, remote).await?;
+    if !is_kept(&principal.realm) {
+        let message = format!("events of the realm {:?} are not kept yet, only brokered", principal.realm);
+        return Err(HttpError::new(StatusCode::FORBIDDEN, "realm", message)
+            .hint("publish by MQTT, or register the device in the realm main"));
+    }
+    if let Some(wait) = principal.limits.as_ref().map(|limits| limits.wait()).filter(|wait| !wait.is_zero()) {
+        GatewayMetrics::count(&gateway.metrics.limited, "http");
+        return Err(HttpError::too_many("the device or its realm sends more than it may", wait));
+    }
     let topic = format!("devices/{device_id}/{event_type}");
     if !gateway.admission.may_publish(&principal, &topic, Some(&device_id)) {
         let message = format!("{} may not send events of device {device_id:?}", principal.name);
@@ -184,6 +195,9 @@ async fn take(
     };
     let Events { mut batch, payload_bytes, refused, errors } =
         events::split(&target, content_type, body.bytes())?;
+    if let Some(limits) = &principal.limits {
+        limits.charge(u64::from(batch.len()) + refused, payload_bytes);
+    }
     let accepted = u64::from(batch.len());
     if accepted == 0 && refused > 0 {
         return Err(HttpError::bad_request("ndjson", "no line is JSON").lines(errors));
@@ -246,11 +260,17 @@ async fn authenticate(
         Authorization::Bearer(token) => (None, Some(token.as_bytes())),
         Authorization::Basic(username, password) => (Some(username.as_str()), Some(password.as_bytes())),
     };
-    let credentials = Credentials { client_id: "", username, password, remote };
-    gateway.admission.authenticate(credentials).await.map_err(|denied| match denied {
+    let credentials = Credentials { client_id: "", username, password, remote, purpose: Purpose::Request };
+    gateway.authenticate(credentials).await.map_err(|denied| match denied {
         Denied::BadCredentials => HttpError::unauthorized("the credentials are missing or wrong"),
         Denied::NotAllowed(message) => HttpError::new(StatusCode::FORBIDDEN, "forbidden", message),
         Denied::Unavailable(message) => HttpError::unavailable("admission", message),
+        Denied::TooMany { retry_after } => {
+            HttpError::too_many("too many attempts in a short time", retry_after)
+        }
+        Denied::Banned { left } => {
+            HttpError::new(StatusCode::FORBIDDEN, "banned", "kept out for now").retry_after(left)
+        }
     })
 }
 

@@ -29,6 +29,8 @@ const TAKE_OVER_MAX: Duration = Duration::from_secs(8);
 #[derive(Debug)]
 pub(crate) struct Attach<'a> {
     pub(crate) client_id: &'a str,
+    /// See [`Session::owner`].
+    pub(crate) owner: &'a str,
     pub(crate) clean_start: bool,
     pub(crate) expiry: Duration,
     pub(crate) will: Option<Will>,
@@ -54,6 +56,8 @@ pub(crate) enum AttachError {
     TooManySessions,
     /// The connection that serves the session does not end.
     NotReleased,
+    /// The session is another client's.
+    Foreign,
 }
 
 #[derive(Debug)]
@@ -138,6 +142,9 @@ impl Broker {
     fn try_attach(&self, request: &Attach<'_>) -> Result<Result<Attached, Arc<Session>>, AttachError> {
         let mut sessions = self.sessions.lock();
         let old = sessions.get(request.client_id).cloned();
+        if old.as_ref().is_some_and(|session| session.owner() != request.owner) {
+            return Err(AttachError::Foreign);
+        }
         if let Some(session) = &old
             && let Some(link) = session.link()
         {
@@ -150,7 +157,8 @@ impl Broker {
             (None, None) if sessions.len() >= self.sessions_max => return Err(AttachError::TooManySessions),
             (None, _) => {
                 let id = self.next_session_id.fetch_add(1, Ordering::Relaxed);
-                let session = Arc::new(Session::new(id, request.client_id, self.queue_limits));
+                let session =
+                    Arc::new(Session::new(id, request.client_id, self.queue_limits).owned_by(request.owner));
                 sessions.insert(request.client_id.into(), Arc::clone(&session));
                 session
             }
@@ -279,6 +287,19 @@ impl Broker {
         let removed = self.subscriptions.remove(filter, session.id());
         self.metrics.subscriptions.set(i64::try_from(self.subscriptions.len()).unwrap_or(i64::MAX));
         removed
+    }
+
+    /// Takes away the subscriptions of a session that are no longer allowed; how many.
+    pub(crate) fn enforce(&self, session: &Session, may: impl Fn(&str) -> bool) -> usize {
+        let filters = session.filters();
+        let parsed = filters.iter().filter_map(|text| Some((text, self.topic_limits.filter(text)?)));
+        let refused = parsed.filter(|(_, filter)| !may(filter.filter));
+        refused.filter(|(text, filter)| self.unsubscribe(session, text, *filter)).count()
+    }
+
+    /// Whether what devices of this realm send is kept: tables are not yet apart by realm, so only the main one's is.
+    pub(crate) fn keeps_events(&self) -> bool {
+        crate::ingest::is_kept(&self.realm)
     }
 
     /// Keeps a retained message, and queues the message for everybody who subscribed to its topic.

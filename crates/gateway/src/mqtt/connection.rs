@@ -18,6 +18,7 @@ use super::inbound::{Forward, Tally, TopicCache};
 use super::pool::{READ_BYTES, Workspace};
 use super::session::{Peer, Session};
 use super::signal::{DELIVER, SHUT_DOWN, Signal, TAKEN_OVER};
+use super::standing::Standing;
 use crate::admission::Principal;
 use crate::gateway::Gateway;
 use crate::ingest::Batches;
@@ -40,7 +41,7 @@ pub(super) enum Close {
 }
 
 impl Close {
-    const fn told(reason: Reason, detail: &'static str) -> Self {
+    pub(super) const fn told(reason: Reason, detail: &'static str) -> Self {
         Self::Fault(ProtocolError { reason, detail })
     }
 }
@@ -69,6 +70,7 @@ pub(crate) struct Connection<S> {
     /// Something may wait in the session's queue.
     pub(super) deliverable: bool,
     pub(super) keep_alive: Option<KeepAlive>,
+    pub(super) standing: Standing,
 }
 
 /// Bytes on their way to the client.
@@ -157,6 +159,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         if flags & TAKEN_OVER != 0 {
             return Err(Close::told(Reason::SessionTakenOver, "another connection uses the same client id"));
         }
+        self.poll_standing(flags, cx)?;
         self.deliverable |= flags & DELIVER != 0;
         if let Poll::Ready(settled) = self.poll_acks(cx) {
             settled?;
@@ -170,7 +173,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             }
         }
         // A client that is not read now cannot be blamed for silence.
-        let reads = self.acks.has_room() && self.output.len() < OUTPUT_BYTES_MAX;
+        let reads = self.acks.has_room() && self.output.len() < OUTPUT_BYTES_MAX && !self.is_paused(cx);
         if reads && let Poll::Ready(step) = self.poll_input(cx) {
             return Ok(Poll::Ready(step.unwrap_or(Step::Close(Close::Lost))));
         }
@@ -244,6 +247,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let log = &*self.gateway.log;
         workspace.batches.submit(log, |submitted| self.acks.append(submitted)).await;
         self.forward();
+        self.charge();
         self.acks.close_group(submitted_bytes);
         self.tally.report(&self.gateway.metrics);
         match input {

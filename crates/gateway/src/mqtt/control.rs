@@ -6,6 +6,7 @@ use super::codec::{
 };
 use super::connection::{Close, Connection};
 use super::subscriptions::Wish;
+use crate::metrics::GatewayMetrics;
 
 /// DISCONNECT's reason code that asks for the will all the same.
 const DISCONNECT_WITH_WILL: u8 = 0x04;
@@ -79,6 +80,12 @@ impl<S> Connection<S> {
             return Err(Reason::SharedWithNoLocal);
         }
         if !self.gateway.admission.may_subscribe(&self.principal, filter.filter) {
+            GatewayMetrics::count(&self.gateway.metrics.refused, "subscribe_not_authorized");
+            tracing::debug!(
+                client_id = self.session.client_id(),
+                filter = text,
+                "a subscription was refused"
+            );
             return Err(Reason::NotAuthorized);
         }
         let wish = Wish {

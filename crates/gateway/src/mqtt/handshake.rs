@@ -13,9 +13,10 @@ use super::codec::{self, ConnAck, Connect, Frame, Framed, Offer, ProtocolError, 
 use super::connection::{Close, Connection, KeepAlive, Output};
 use super::session::{Peer, Session};
 use super::signal::{SHUT_DOWN, Signal};
+use super::standing::Standing;
 use super::topics::is_reserved;
 use super::will::Will;
-use crate::admission::{Credentials, Denied, Principal};
+use crate::admission::{Credentials, Denied, Principal, Purpose};
 use crate::gateway::{Gateway, Registered};
 use crate::metrics::GatewayMetrics;
 
@@ -50,7 +51,7 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
             let rest = bytes[frame.length..].to_vec();
             drop(bytes);
             gateway.metrics.connections_total.inc();
-            run(gateway, stream, signal, admitted, rest).await;
+            run(gateway, stream, remote, signal, admitted, rest).await;
         }
         Err(refusal) => {
             GatewayMetrics::count(&gateway.metrics.connections_refused, refusal.error.reason.name());
@@ -131,21 +132,27 @@ async fn admit(
         username: connect.username,
         password: connect.password,
         remote,
+        purpose: Purpose::Connection,
     };
-    let principal = gateway.admission.authenticate(credentials).await.map_err(|denied| match denied {
+    let mut principal = gateway.authenticate(credentials).await.map_err(|denied| match denied {
         Denied::BadCredentials => refuse(Reason::BadCredentials, "the credentials are missing or wrong"),
         Denied::NotAllowed(_) => {
             refuse(Reason::NotAuthorized, "the credentials do not allow this connection")
         }
         Denied::Unavailable(_) => refuse(Reason::ServerUnavailable, "admission cannot be decided now"),
+        Denied::TooMany { .. } => {
+            refuse(Reason::ConnectionRateExceeded, "too many connections in a short time")
+        }
+        Denied::Banned { .. } => refuse(Reason::Banned, "kept out for now"),
     })?;
+    let assigned = connect.client_id.is_empty().then(assign_client_id);
+    principal.client_id = Some(assigned.as_deref().unwrap_or(connect.client_id).into());
     if let Some(will) = &connect.will
         && !gateway.may_publish(&principal, will.topic)
     {
         return Err(refuse(Reason::NotAuthorized, "the will's topic may not be published to"));
     }
     let config = &gateway.config.mqtt;
-    let assigned = connect.client_id.is_empty().then(assign_client_id);
     let session_expiry_s = connect.session_expiry_s.min(config.session_expiry_s_max);
     let keep_alive_s = match (connect.keep_alive_s, config.keep_alive_s_max) {
         (asked, 0) => asked,
@@ -153,8 +160,10 @@ async fn admit(
         (asked, max) => asked.min(max),
     };
     let broker = gateway.broker(&principal.realm);
+    let owner = principal.owner();
     let attached = broker.attach(Attach {
         client_id: assigned.as_deref().unwrap_or(connect.client_id),
+        owner: &owner,
         clean_start: connect.clean_start,
         expiry: Duration::from_secs(session_expiry_s.into()),
         will: connect.will.as_ref().map(Will::from),
@@ -164,10 +173,17 @@ async fn admit(
         AttachError::TooManySessions => {
             refuse(Reason::QuotaExceeded, "the server has as many sessions as it may")
         }
+        AttachError::Foreign => {
+            refuse(Reason::NotAuthorized, "the client id's session belongs to another client")
+        }
         AttachError::NotReleased => {
             refuse(Reason::ServerBusy, "the client id's other connection does not end")
         }
     })?;
+    // Its filters may be from when more was allowed.
+    if attached.present {
+        broker.enforce(&attached.session, |filter| gateway.admission.may_subscribe(&principal, filter));
+    }
     let peer = Peer {
         version,
         packet_bytes_max: usize::try_from(connect.packet_bytes_max).unwrap_or(usize::MAX),
@@ -235,6 +251,7 @@ impl Drop for Leave<'_> {
 async fn run<S: AsyncRead + AsyncWrite + Unpin>(
     gateway: Arc<Gateway>,
     stream: S,
+    remote: Option<SocketAddr>,
     signal: Arc<Signal>,
     admitted: Admitted,
     rest: Vec<u8>,
@@ -257,6 +274,7 @@ async fn run<S: AsyncRead + AsyncWrite + Unpin>(
         signal: Arc::clone(&signal),
         received_count: session.received_count(),
         session: Arc::clone(&session),
+        standing: Standing::new(&principal, remote),
         principal,
         peer,
         partial: rest,

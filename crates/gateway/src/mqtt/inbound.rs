@@ -50,6 +50,9 @@ pub(super) struct Tally {
     events: u64,
     event_bytes: u64,
     unrouted: u64,
+    /// All messages, kept or not, and their payload bytes: what limits are about.
+    pub(super) messages: u64,
+    pub(super) message_bytes: u64,
 }
 
 impl Tally {
@@ -62,6 +65,13 @@ impl Tally {
         if tally.unrouted > 0 {
             metrics.unrouted.inc_by(tally.unrouted);
         }
+    }
+}
+
+impl TopicCache {
+    /// Forgets what was found out, so that it is found out anew.
+    pub(super) fn forget(&mut self) {
+        self.topic.clear();
     }
 }
 
@@ -92,6 +102,9 @@ impl<S> Connection<S> {
         self.resolve_topic(packet)?;
         if packet.qos != QoS::AtMostOnce && !self.admit_unacknowledged(packet)? {
             return Ok(());
+        }
+        if self.is_over_limit(packet.payload.len()) {
+            return self.refuse(packet, Reason::QuotaExceeded);
         }
         let append = match self.topics.verdict {
             Verdict::Refused(reason) => return self.refuse(packet, reason),
@@ -211,6 +224,9 @@ impl<S> Connection<S> {
             _ if is_reserved(topic) => Verdict::Refused(Reason::NotAuthorized),
             Err(_) => Verdict::Refused(Reason::TopicNameInvalid),
             Ok(None) if may(None) => Verdict::Brokered,
+            Ok(Some(routed)) if may(Some(routed.device_id)) && !self.broker.keeps_events() => {
+                Verdict::Brokered
+            }
             Ok(Some(routed)) if may(Some(routed.device_id)) => {
                 cache.device_id.clear();
                 cache.device_id.push_str(routed.device_id);

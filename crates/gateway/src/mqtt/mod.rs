@@ -21,6 +21,7 @@ mod pool;
 mod retained;
 mod session;
 mod signal;
+mod standing;
 mod subscriptions;
 mod topics;
 mod will;
@@ -30,7 +31,7 @@ pub use codec::QoS;
 pub(crate) use handshake::serve;
 pub(crate) use message::{Message, SERVER};
 pub(crate) use pool::Pool;
-pub(crate) use signal::{SHUT_DOWN, Signal};
+pub(crate) use signal::{RECHECK, SHUT_DOWN, Signal};
 pub(crate) use topics::TopicLimits;
 pub(crate) use will::Will;
 

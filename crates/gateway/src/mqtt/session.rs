@@ -119,6 +119,7 @@ struct State {
 pub(crate) struct Session {
     id: u64,
     client_id: Box<str>,
+    owner: Box<str>,
     limits: QueueLimits,
     connected: AtomicBool,
     state: Mutex<State>,
@@ -130,11 +131,28 @@ impl Session {
         Self {
             id,
             client_id: client_id.into(),
+            owner: Box::default(),
             limits,
             connected: AtomicBool::new(false),
             state: Mutex::default(),
             detached: Notify::new(),
         }
+    }
+
+    /// Says whose the session is.
+    pub(crate) fn owned_by(mut self, owner: &str) -> Self {
+        self.owner = owner.into();
+        self
+    }
+
+    /// Whose it is: a client id alone opens nobody's session, or a device could read what waits for another.
+    pub(crate) fn owner(&self) -> &str {
+        &self.owner
+    }
+
+    /// Its filters.
+    pub(crate) fn filters(&self) -> Vec<Box<str>> {
+        self.state.lock().filters.iter().cloned().collect()
     }
 
     /// Unique in this process; not reused when a client id starts anew.

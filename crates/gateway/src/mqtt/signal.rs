@@ -12,6 +12,9 @@ pub(crate) const TAKEN_OVER: u8 = 2;
 /// The server stops.
 pub(crate) const SHUT_DOWN: u8 = 4;
 
+/// What was decided about the client may be decided otherwise now.
+pub(crate) const RECHECK: u8 = 8;
+
 /// One per connection.
 #[derive(Debug, Default)]
 pub(crate) struct Signal {

@@ -81,7 +81,7 @@ fn connack_code_v3(reason: Reason) -> u8 {
         Reason::UnsupportedVersion => 1,
         Reason::ClientIdNotValid => 2,
         Reason::BadCredentials => 4,
-        Reason::NotAuthorized => 5,
+        Reason::NotAuthorized | Reason::Banned => 5,
         _ => 3,
     }
 }

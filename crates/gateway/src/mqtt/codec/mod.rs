@@ -68,6 +68,7 @@ pub(crate) enum Reason {
     NotAuthorized = 0x87,
     ServerUnavailable = 0x88,
     ServerBusy = 0x89,
+    Banned = 0x8A,
     ServerShuttingDown = 0x8B,
     BadAuthenticationMethod = 0x8C,
     KeepAliveTimeout = 0x8D,
@@ -79,7 +80,9 @@ pub(crate) enum Reason {
     TopicAliasInvalid = 0x94,
     PacketTooLarge = 0x95,
     QuotaExceeded = 0x97,
+    AdministrativeAction = 0x98,
     SharedWithNoLocal = 0x9E,
+    ConnectionRateExceeded = 0x9F,
 }
 
 impl Reason {
@@ -103,6 +106,7 @@ impl Reason {
             Self::NotAuthorized => "not_authorized",
             Self::ServerUnavailable => "server_unavailable",
             Self::ServerBusy => "server_busy",
+            Self::Banned => "banned",
             Self::ServerShuttingDown => "server_shutting_down",
             Self::BadAuthenticationMethod => "bad_authentication_method",
             Self::KeepAliveTimeout => "keep_alive_timeout",
@@ -114,6 +118,8 @@ impl Reason {
             Self::TopicAliasInvalid => "topic_alias_invalid",
             Self::PacketTooLarge => "packet_too_large",
             Self::QuotaExceeded => "quota_exceeded",
+            Self::AdministrativeAction => "administrative_action",
+            Self::ConnectionRateExceeded => "connection_rate_exceeded",
             Self::SharedWithNoLocal => "shared_with_no_local",
         }
     }
