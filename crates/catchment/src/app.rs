@@ -20,7 +20,7 @@ use catchment_decode::Decoders;
 use catchment_distribute::{DistributeConfig, DistributeMetrics, Distributor, Parts};
 use catchment_eventlog::EventLog;
 use catchment_eventlog::embedded::EmbeddedLog;
-use catchment_gateway::{Admission, Gateway, GatewayMetrics};
+use catchment_gateway::{Admission, Gateway, GatewayMetrics, SessionStore};
 use catchment_serve::ServeState;
 use catchment_serve::pg::{self, PgMetrics};
 use catchment_serve::sql::{RealmTables, SqlConfig, SqlEngine};
@@ -90,6 +90,7 @@ struct App {
     engines: Vec<(Seam, Engine)>,
     addresses: Addresses,
     log: Arc<EmbeddedLog>,
+    gateway: Arc<Gateway>,
     live: Arc<LiveHub>,
     registry: Arc<Registry>,
     distributor: Distributor,
@@ -155,12 +156,14 @@ impl App {
 
         let admission = Arc::new(RegistryAdmission::new(Arc::clone(&registry), anonymous));
         let gateway_metrics = GatewayMetrics::default();
-        let gateway = Gateway::new(
+        let gateway = Gateway::open(
             settings.gateway.clone(),
             Arc::clone(&log) as Arc<dyn EventLog>,
             Arc::clone(&admission) as Arc<dyn Admission>,
             gateway_metrics.clone(),
-        )?;
+            SessionStore { path: folder.path().join("gateway"), sync: settings.log.sync },
+        )
+        .await?;
         let tables = RealmTables::new(Arc::clone(&history), Arc::clone(&shards), Arc::clone(&registry));
         let sql = Arc::new(SqlEngine::new(Arc::new(tables), sql_config(&settings, &folder)?)?);
 
@@ -198,7 +201,8 @@ impl App {
         let stop = || closing.clone();
         let (http_stop, mqtt_stop, pg_stop) = (stop(), stop(), stop());
         servers.spawn(async move { ended("HTTP", http::serve(http_listener, router, http_stop).await) });
-        servers.spawn(async move { ended("MQTT", gateway.serve_mqtt(mqtt_listener, mqtt_stop).await) });
+        let mqtt = Arc::clone(&gateway);
+        servers.spawn(async move { ended("MQTT", mqtt.serve_mqtt(mqtt_listener, mqtt_stop).await) });
         let pg_config = settings.postgres.clone();
         servers.spawn(async move {
             let stopped = pg_stop.cancelled_owned();
@@ -210,6 +214,7 @@ impl App {
             engines,
             addresses,
             log,
+            gateway,
             live,
             registry,
             distributor,
@@ -263,6 +268,7 @@ impl App {
         // Subscribers' connections would otherwise stay open until their readers leave.
         self.live.close();
         while self.servers.join_next().await.is_some() {}
+        self.gateway.close().await;
         self.log.close().await;
         self.distributor.shutdown().await;
         self.history_stop.cancel();

@@ -60,6 +60,12 @@ pub struct MqttConfig {
     pub session_queue_bytes_max: usize,
     /// What a 5.0 client hears that sends more than its limits allow.
     pub over_limit: OverLimit,
+    /// Bytes of messages that may wait for all sessions together that survive a restart, each message counted once.
+    pub kept_bytes_max: usize,
+    /// Size, in bytes, at which a file of the session journal is closed.
+    pub journal_segment_bytes: u64,
+    /// Bytes that may wait to be written to the session journal before publishers have to wait.
+    pub journal_queue_bytes_max: usize,
     /// Retained messages.
     pub retained_messages_max: usize,
     /// Bytes of these messages.
@@ -127,6 +133,9 @@ impl Default for MqttConfig {
             session_queue_messages_max: 1000,
             session_queue_bytes_max: 4 << 20,
             over_limit: OverLimit::default(),
+            kept_bytes_max: 128 << 20,
+            journal_segment_bytes: 16 << 20,
+            journal_queue_bytes_max: 8 << 20,
             retained_messages_max: 100_000,
             retained_bytes_max: 64 << 20,
         }
@@ -192,6 +201,9 @@ impl GatewayConfig {
             ("mqtt.outgoing_messages_max", mqtt.outgoing_messages_max.into(), 1, 16_384),
             ("mqtt.session_queue_messages_max", mqtt.session_queue_messages_max as u64, 1, 1 << 30),
             ("mqtt.session_queue_bytes_max", mqtt.session_queue_bytes_max as u64, 1, 1 << 40),
+            ("mqtt.kept_bytes_max", mqtt.kept_bytes_max as u64, 1, 1 << 40),
+            ("mqtt.journal_segment_bytes", mqtt.journal_segment_bytes, 64 << 10, 1024 * MIB),
+            ("mqtt.journal_queue_bytes_max", mqtt.journal_queue_bytes_max as u64, 64 << 10, 1024 * MIB),
             ("http.body_bytes_max", http.body_bytes_max as u64, 1, 1024 * MIB),
             ("http.decompressed_bytes_max", http.decompressed_bytes_max as u64, 1, 1024 * MIB),
             ("http.events_max", http.events_max as u64, 1, 10_000_000),

@@ -23,8 +23,8 @@ use crate::http::BODY_PERMIT_BYTES;
 use crate::ingest::Batches;
 use crate::metrics::GatewayMetrics;
 use crate::mqtt::{
-    self, Broker, Message, Pool, PublishProperties, QoS, RECHECK, SERVER, SHUT_DOWN, Signal, TopicLimits,
-    Will,
+    self, Broker, KeepError, Keeper, KeptRecord, Message, Pool, PublishProperties, QoS, RECHECK, SERVER,
+    SHUT_DOWN, SessionStore, Signal, TopicLimits, Will,
 };
 use crate::route::Routes;
 
@@ -37,6 +37,8 @@ const SWEEP_EVERY: Duration = Duration::from_millis(250);
 const RETAINED_SWEEPS: u32 = 240;
 /// Least time between two rounds in which all connections are checked.
 const RECHECK_REST: Duration = Duration::from_millis(50);
+/// How often the journal is told that the server lives, in sweeps.
+const ALIVE_SWEEPS: u32 = 20;
 /// Rest after an error of `accept`, which mostly is a lack of file descriptors.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
 
@@ -54,6 +56,7 @@ pub struct Gateway {
     refusals_logged: ClientLimits,
     brokers: RwLock<HashMap<Arc<str>, Arc<Broker>>>,
     connections: Mutex<Connections>,
+    keeper: Arc<Keeper>,
 }
 
 /// All connections, so that a stop reaches them.
@@ -69,6 +72,20 @@ struct Connections {
 #[error("the topic is empty, has a wildcard, or has too many bytes or levels")]
 pub struct NotATopic;
 
+/// Why a gateway does not open.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// A setting that cannot work.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// What was kept cannot be had.
+    #[error(transparent)]
+    Sessions(#[from] KeepError),
+    /// A fault of the program, logged where it happened.
+    #[error("the sessions that were kept could not be read: a thread panicked")]
+    Panicked,
+}
+
 impl fmt::Debug for Gateway {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Gateway").field("config", &self.config).finish_non_exhaustive()
@@ -76,8 +93,34 @@ impl fmt::Debug for Gateway {
 }
 
 impl Gateway {
-    /// A gateway in front of `log`. Must be called within a Tokio runtime: a task looks after sessions until the gateway
-    /// is dropped.
+    /// A gateway in front of `log` that goes on with the sessions and retained messages in `store`. Reads them all.
+    ///
+    /// # Errors
+    /// When the configuration cannot work, or what was kept cannot be read or written. Damaged records are no error: they
+    /// are left out, counted and logged.
+    pub async fn open(
+        config: GatewayConfig,
+        log: Arc<dyn EventLog>,
+        admission: Arc<dyn Admission>,
+        metrics: GatewayMetrics,
+        store: SessionStore,
+    ) -> Result<Arc<Self>, OpenError> {
+        let (mqtt, kept) = (config.mqtt.clone(), metrics.kept.clone());
+        let opened = tokio::task::spawn_blocking(move || Keeper::open(&store, &mqtt, kept)).await;
+        let (keeper, mut image) = opened.map_err(|_| OpenError::Panicked)??;
+        let gateway = Self::with_keeper(config, log, admission, metrics, Arc::new(keeper))?;
+        let redo = |realm: Box<str>, message: Message, received_at| {
+            let gateway = Arc::clone(&gateway);
+            async move { gateway.keep_again(&realm, &message, received_at).await }
+        };
+        mqtt::settle(&mut image, &*gateway.log, &gateway.keeper, redo).await;
+        mqtt::restore(&image, &gateway.keeper, |realm| gateway.broker(realm));
+        gateway.start_tasks();
+        Ok(gateway)
+    }
+
+    /// A gateway in front of `log` that forgets its sessions when it ends. Must be called within a Tokio runtime: a task
+    /// looks after sessions until the gateway is dropped.
     ///
     /// # Errors
     /// When the configuration cannot work; see [`GatewayConfig::check`].
@@ -87,9 +130,30 @@ impl Gateway {
         admission: Arc<dyn Admission>,
         metrics: GatewayMetrics,
     ) -> Result<Arc<Self>, ConfigError> {
+        let keeper = Arc::new(Keeper::volatile(&config.mqtt));
+        let gateway = Self::with_keeper(config, log, admission, metrics, keeper)?;
+        gateway.start_tasks();
+        Ok(gateway)
+    }
+
+    fn start_tasks(self: &Arc<Self>) {
+        tokio::spawn(sweep(Arc::downgrade(self)));
+        if let Some(changes) = self.admission.changes() {
+            tokio::spawn(recheck(Arc::downgrade(self), changes));
+        }
+    }
+
+    fn with_keeper(
+        config: GatewayConfig,
+        log: Arc<dyn EventLog>,
+        admission: Arc<dyn Admission>,
+        metrics: GatewayMetrics,
+        keeper: Arc<Keeper>,
+    ) -> Result<Arc<Self>, ConfigError> {
         let routes = config.routes()?;
         let http_permits = config.http.buffered_bytes_max / BODY_PERMIT_BYTES;
-        let gateway = Arc::new(Self {
+        Ok(Arc::new(Self {
+            keeper,
             topic_limits: config.mqtt.topic_limits(),
             pool: Pool::new(log.partitions()),
             http_memory: Arc::new(Semaphore::new(http_permits.clamp(1, Semaphore::MAX_PERMITS))),
@@ -104,12 +168,7 @@ impl Gateway {
             },
             brokers: RwLock::default(),
             connections: Mutex::default(),
-        });
-        tokio::spawn(sweep(Arc::downgrade(&gateway)));
-        if let Some(changes) = gateway.admission.changes() {
-            tokio::spawn(recheck(Arc::downgrade(&gateway), changes));
-        }
-        Ok(gateway)
+        }))
     }
 
     /// Accepts MQTT connections until `shutdown`; then ends all of the gateway's connections, waits for what they have on
@@ -192,7 +251,7 @@ impl Gateway {
         }
         let properties = PublishProperties::default();
         let message = Arc::new(Message::new(topic, &properties, payload, qos, retain, SERVER));
-        self.broker(realm).publish(topic, &message);
+        self.broker(realm).publish(&message);
         Ok(())
     }
 
@@ -202,9 +261,10 @@ impl Gateway {
             return Arc::clone(broker);
         }
         let mut brokers = self.brokers.write();
-        let broker = brokers
-            .entry(realm.into())
-            .or_insert_with(|| Arc::new(Broker::new(realm, &self.config.mqtt, self.metrics.clone())));
+        let broker = brokers.entry(realm.into()).or_insert_with(|| {
+            let keeper = Arc::clone(&self.keeper);
+            Arc::new(Broker::new(realm, &self.config.mqtt, self.metrics.clone(), keeper))
+        });
         Arc::clone(broker)
     }
 
@@ -254,7 +314,53 @@ impl Gateway {
                 batches.submit(&*self.log, |submitted| submitted.map(drop).unwrap_or_else(refused)).await;
             }
         }
-        broker.publish(&will.topic, &will.message(SERVER));
+        broker.publish(&will.message(SERVER));
+        if will.kept_by != 0 {
+            self.keeper.append(&KeptRecord::WillDone { session: will.kept_by });
+        }
+    }
+
+    /// Gives a message to the log that did not come there before a crash. Whether it is in now.
+    async fn keep_again(&self, realm: &str, message: &Message, received_at: Timestamp) -> bool {
+        // With another configuration it may be no event any more.
+        let Ok(Some(routed)) = self.routes.find(message.topic()) else { return true };
+        let event = Event {
+            realm,
+            device_id: routed.device_id,
+            event_type: routed.event_type,
+            topic: message.topic(),
+            received_at,
+            content_type: message.content_type(),
+            payload: message.payload(),
+        };
+        let mut batches = Batches::new(self.log.partitions());
+        let mut pending = None;
+        if batches.push(self.partition(realm, routed.device_id), &event).is_ok() {
+            batches.submit(&*self.log, |submitted| pending = submitted.ok()).await;
+        }
+        match pending {
+            Some(pending) => pending.await.is_ok(),
+            None => false,
+        }
+    }
+
+    /// Makes everything durable that sessions have recorded. For the end, after [`Gateway::serve_mqtt`].
+    pub async fn close(&self) {
+        if let Some(barrier) = self.keeper.barrier() {
+            // An error was logged where it happened.
+            let _ = tokio::time::timeout(Duration::from_secs(self.config.drain_s_max), barrier).await;
+        }
+    }
+
+    /// Tells the journal that the server lives, so that after a crash it is known since when connections are gone.
+    fn record_alive(&self) {
+        let sessions = self.metrics.sessions.get();
+        if sessions > 0 && self.keeper.is_durable() {
+            self.keeper.append(&KeptRecord::Clock { at_ms: Timestamp::now().as_micros() / 1000 });
+        }
+        let waiting = self.keeper.waiting_bytes();
+        self.metrics.kept_waiting_bytes.set(i64::try_from(waiting).unwrap_or(i64::MAX));
+        self.metrics.kept_stuck.set(i64::from(self.keeper.is_stuck()));
     }
 
     fn register(self: &Arc<Self>) -> Option<Registered> {
@@ -324,6 +430,9 @@ async fn sweep(gateway: Weak<Gateway>) {
             for will in broker.sweep(Instant::now()) {
                 gateway.publish_will(broker.realm(), &will).await;
             }
+        }
+        if round % ALIVE_SWEEPS == 0 {
+            gateway.record_alive();
         }
         if round % RETAINED_SWEEPS == 0 {
             gateway.sweep_retained();

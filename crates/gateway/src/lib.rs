@@ -22,7 +22,7 @@ pub use admission::{
     Principal, Purpose, RateLimits, Role, Subject,
 };
 pub use config::{ConfigError, GatewayConfig, HttpConfig, MqttConfig, OverLimit};
-pub use gateway::{Gateway, NotATopic};
+pub use gateway::{Gateway, NotATopic, OpenError};
 pub use metrics::GatewayMetrics;
-pub use mqtt::QoS;
+pub use mqtt::{KeepError, QoS, SessionStore};
 pub use route::{BadRoute, RouteRule};

@@ -5,6 +5,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use crate::mqtt::KeepMetrics;
+
 /// One label.
 type Label = [(&'static str, &'static str); 1];
 
@@ -34,6 +36,9 @@ pub struct GatewayMetrics {
     pub(crate) retained_messages: Gauge,
     pub(crate) retained_bytes: Gauge,
     pub(crate) retained_refused: Counter,
+    pub(crate) kept: KeepMetrics,
+    pub(crate) kept_waiting_bytes: Gauge,
+    pub(crate) kept_stuck: Gauge,
 }
 
 impl GatewayMetrics {
@@ -45,6 +50,9 @@ impl GatewayMetrics {
             ("subscriptions", "MQTT subscriptions", &self.subscriptions),
             ("retained_messages", "Retained MQTT messages", &self.retained_messages),
             ("retained_bytes", "Bytes of retained MQTT messages", &self.retained_bytes),
+            ("kept_waiting_bytes", "Bytes of messages that wait for kept sessions", &self.kept_waiting_bytes),
+            ("journal_stuck", "1 while there is no room on disk to keep sessions", &self.kept_stuck),
+            ("journal_disk_bytes", "Bytes of the session journal's closed files", &self.kept.disk_bytes),
         ];
         let counters = [
             ("connections_accepted", "MQTT connections that were let in", &self.connections_total),
@@ -75,6 +83,14 @@ impl GatewayMetrics {
                 "Retained MQTT messages for which there was no room",
                 &self.retained_refused,
             ),
+            ("journal_bytes", "Bytes written to the session journal", &self.kept.written_bytes),
+            ("journal_commits", "Group commits of the session journal", &self.kept.commits),
+            (
+                "journal_compactions",
+                "Times that the session journal was written anew",
+                &self.kept.compactions,
+            ),
+            ("journal_damaged", "Places of the session journal found damaged", &self.kept.damaged),
         ];
         let families = [
             ("connections_refused", "MQTT connections not let in, by reason", &self.connections_refused),

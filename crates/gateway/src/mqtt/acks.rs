@@ -49,6 +49,8 @@ struct Group {
     acks: usize,
     events: usize,
     bytes: usize,
+    /// The last of the appends counts for all acknowledgements.
+    for_all: bool,
 }
 
 /// Limits of what may be on its way.
@@ -123,6 +125,12 @@ impl Acks {
         });
     }
 
+    /// Has all acknowledgements of the current read wait for something else as well. After its batches.
+    pub(crate) fn append_for_all(&mut self, pending: Pending) {
+        self.open.for_all = true;
+        self.append(Ok(pending));
+    }
+
     /// Whether the log refused an append of the current read at once.
     pub(crate) fn was_refused(&self, append: Option<u16>) -> bool {
         let first = self.appends.len() - self.open.appends;
@@ -161,13 +169,14 @@ impl Acks {
             self.events -= group.events;
             self.bytes -= group.bytes;
             let mut outcome = Ok(());
+            let for_all = group.appends.checked_sub(1).filter(|_| group.for_all);
             for owed in self.acks.drain(..group.acks) {
                 self.publishes_qos1 -= usize::from(owed.kind == AckKind::Ack);
-                let append = owed.append.and_then(|at| self.appends.get(usize::from(at)));
-                let error = match append {
+                let own = owed.append.map(usize::from);
+                let error = own.into_iter().chain(for_all).find_map(|at| match self.appends.get(at) {
                     Some(Append::Done(Err(error))) => Some(error),
                     _ => None,
-                };
+                });
                 outcome = outcome.and(release(Released::Ack(owed, error)));
             }
             for append in self.appends.drain(..group.appends) {

@@ -5,14 +5,13 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 
-use super::message::Message;
+use super::keep::{Keeper, Record};
 use super::retained::{Retained, RetainedLimits};
 use super::session::{Delivery, Parting, QueueLimits, Session};
 use super::signal::{Signal, TAKEN_OVER};
@@ -47,6 +46,8 @@ pub(crate) struct Attached {
     pub(crate) released: Vec<u16>,
     /// The will of the session that ended for this one.
     pub(crate) will: Option<Will>,
+    /// Whether there was one that did.
+    pub(crate) replaced: bool,
 }
 
 /// Why a connection got no session.
@@ -58,6 +59,8 @@ pub(crate) enum AttachError {
     NotReleased,
     /// The session is another client's.
     Foreign,
+    /// The session is to outlive the connection, and cannot be kept now.
+    NotKept,
 }
 
 #[derive(Debug)]
@@ -89,19 +92,25 @@ pub(crate) struct Broker {
     realm: Box<str>,
     pub(crate) subscriptions: Subscriptions,
     pub(crate) retained: Retained,
-    sessions: Mutex<HashMap<Box<str>, Arc<Session>, RandomState>>,
+    pub(super) sessions: Mutex<HashMap<Box<str>, Arc<Session>, RandomState>>,
     /// When sessions without a connection have something to do, earliest first.
     timers: Mutex<BinaryHeap<Reverse<Timer>>>,
-    next_session_id: AtomicU64,
-    topic_limits: TopicLimits,
-    queue_limits: QueueLimits,
+    pub(crate) keeper: Arc<Keeper>,
+    pub(super) topic_limits: TopicLimits,
+    pub(super) queue_limits: QueueLimits,
     sessions_max: usize,
-    metrics: GatewayMetrics,
+    pub(super) metrics: GatewayMetrics,
 }
 
 impl Broker {
-    pub(crate) fn new(realm: &str, config: &MqttConfig, metrics: GatewayMetrics) -> Self {
+    pub(crate) fn new(
+        realm: &str,
+        config: &MqttConfig,
+        metrics: GatewayMetrics,
+        keeper: Arc<Keeper>,
+    ) -> Self {
         Self {
+            keeper,
             realm: realm.into(),
             subscriptions: Subscriptions::default(),
             retained: Retained::new(RetainedLimits {
@@ -110,7 +119,6 @@ impl Broker {
             }),
             sessions: Mutex::default(),
             timers: Mutex::default(),
-            next_session_id: AtomicU64::new(super::message::SERVER + 1),
             topic_limits: config.topic_limits(),
             queue_limits: QueueLimits {
                 messages_max: config.session_queue_messages_max,
@@ -131,7 +139,7 @@ impl Broker {
         let deadline = tokio::time::Instant::now() + TAKE_OVER_MAX;
         loop {
             let occupied = match self.try_attach(&request)? {
-                Ok(attached) => return Ok(attached),
+                Ok(attached) => return self.attached(attached).await,
                 Err(occupied) => occupied,
             };
             let waited = tokio::time::timeout_at(deadline, occupied.wait_detached()).await;
@@ -155,10 +163,11 @@ impl Broker {
         let session = match (kept, &old) {
             (Some(session), _) => Arc::clone(session),
             (None, None) if sessions.len() >= self.sessions_max => return Err(AttachError::TooManySessions),
+            (None, _) if !request.expiry.is_zero() && self.keeper.is_stuck() => {
+                return Err(AttachError::NotKept);
+            }
             (None, _) => {
-                let id = self.next_session_id.fetch_add(1, Ordering::Relaxed);
-                let session =
-                    Arc::new(Session::new(id, request.client_id, self.queue_limits).owned_by(request.owner));
+                let session = self.new_session(request);
                 sessions.insert(request.client_id.into(), Arc::clone(&session));
                 session
             }
@@ -167,8 +176,9 @@ impl Broker {
         self.metrics.sessions.set(i64::try_from(sessions.len()).unwrap_or(i64::MAX));
         drop(sessions);
         let present = kept.is_some();
+        let replaced = old.is_some() && !present;
         let will = old.filter(|_| !present).and_then(|old| self.end(&old));
-        Ok(Ok(Attached { session, present, released, will }))
+        Ok(Ok(Attached { session, present, released, will, replaced }))
     }
 
     /// A connection leaves its session; see [`Session::detach`]. Gives the will to publish now.
@@ -227,7 +237,7 @@ impl Broker {
         wills
     }
 
-    fn schedule(&self, session: &Arc<Session>, due: Instant) {
+    pub(super) fn schedule(&self, session: &Arc<Session>, due: Instant) {
         if session.needs_timer(due) {
             self.timers.lock().push(Reverse(Timer { due, session: Arc::downgrade(session) }));
         }
@@ -258,6 +268,7 @@ impl Broker {
             return false;
         }
         let is_new = self.subscriptions.insert(filter, session, wish);
+        session.record(&Record::Subscribed { session: session.id(), filter: text, wish });
         self.metrics.subscriptions.set(i64::try_from(self.subscriptions.len()).unwrap_or(i64::MAX));
         if filter.group.is_none() && retained(is_new) {
             self.send_retained(session, filter.filter, wish);
@@ -274,8 +285,9 @@ impl Broker {
             .map(|message| {
                 let qos = message.qos.min(wish.qos);
                 let ids = Vec::from_iter(Some(wish.subscription_id).filter(|&id| id != 0));
-                Delivery::new(message, qos, true, ids)
+                session.keep_delivery(&self.realm, Delivery::new(message, qos, true, ids))
             });
+        let deliveries = deliveries.collect::<Vec<_>>().into_iter();
         if session.enqueue_all(deliveries).is_err() {
             self.metrics.deliveries_dropped_full.inc_by(count);
         }
@@ -284,6 +296,7 @@ impl Broker {
     /// Takes a subscription away. `false` when there was none.
     pub(crate) fn unsubscribe(&self, session: &Session, text: &str, filter: Filter<'_>) -> bool {
         session.remove_filter(text);
+        session.record(&Record::Unsubscribed { session: session.id(), filter: text });
         let removed = self.subscriptions.remove(filter, session.id());
         self.metrics.subscriptions.set(i64::try_from(self.subscriptions.len()).unwrap_or(i64::MAX));
         removed
@@ -300,21 +313,5 @@ impl Broker {
     /// Whether what devices of this realm send is kept: tables are not yet apart by realm, so only the main one's is.
     pub(crate) fn keeps_events(&self) -> bool {
         crate::ingest::is_kept(&self.realm)
-    }
-
-    /// Keeps a retained message, and queues the message for everybody who subscribed to its topic.
-    pub(crate) fn publish(&self, topic: &str, message: &Arc<Message>) {
-        if message.retain && self.retained.set(topic, message).is_err() {
-            self.metrics.retained_refused.inc();
-            tracing::debug!(topic, "no room for a further retained message; raise retained_messages_max");
-        }
-        for target in self.subscriptions.targets(topic, message.publisher) {
-            let retain = message.retain && target.retain_as_published;
-            let qos = message.qos.min(target.qos);
-            let delivery = Delivery::new(Arc::clone(message), qos, retain, target.subscription_ids);
-            if target.session.enqueue(delivery).is_err() {
-                self.metrics.deliveries_dropped_full.inc();
-            }
-        }
     }
 }

@@ -65,6 +65,12 @@ pub(crate) struct Connection<S> {
     pub(super) topics: TopicCache,
     pub(super) forwards: Vec<Forward>,
     pub(super) tally: Tally,
+    /// Something of the current read must be recorded before its events go to the log.
+    pub(super) precommit: bool,
+    /// Acknowledgements of the current read wait for records.
+    pub(super) recorded: bool,
+    /// What is answered to the current read waits for records.
+    pub(super) confirm: bool,
     /// QoS 2 messages that the client has not released.
     pub(super) received_count: usize,
     /// Something may wait in the session's queue.
@@ -244,10 +250,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let parsed = self.take_packets(bytes, &mut taken, &mut workspace.batches);
         // What came before a fault is kept all the same.
         let submitted_bytes = workspace.batches.bytes();
+        self.record_first().await?;
         let log = &*self.gateway.log;
         workspace.batches.submit(log, |submitted| self.acks.append(submitted)).await;
         self.forward();
         self.charge();
+        self.confirm_recorded().await?;
         self.acks.close_group(submitted_bytes);
         self.tally.report(&self.gateway.metrics);
         match input {
@@ -322,6 +330,8 @@ impl<S> Connection<S> {
                 acknowledged += u64::from(owed.append.is_some());
                 if owed.kind == AckKind::Rec && owed.reason != Reason::Success {
                     session.forget_received(owed.packet_id);
+                } else if owed.kind == AckKind::Rec && owed.append.is_some() {
+                    session.proven(owed.packet_id);
                 }
                 codec::puback(&mut output.bytes, owed.kind, peer.version, owed.packet_id, owed.reason);
                 Ok(())
@@ -362,7 +372,7 @@ impl<S> Connection<S> {
 }
 
 /// How a connection ends when the log does not take its events.
-fn log_fault(error: &LogError) -> Close {
+pub(super) fn log_fault(error: &LogError) -> Close {
     match error {
         LogError::Full { .. } => Close::told(Reason::QuotaExceeded, "the event log is full"),
         LogError::Closed => Close::told(Reason::ServerShuttingDown, "the server shuts down"),

@@ -26,6 +26,7 @@ impl<S> Connection<S> {
                 let known = self.session.forget_received(ack.packet_id);
                 self.received_count -= usize::from(known);
                 let reason = if known { Reason::Success } else { Reason::PacketIdNotFound };
+                self.confirm = true;
                 self.send_ack(AckKind::Comp, ack.packet_id, reason);
             }
             Packet::Subscribe(subscribe) => self.subscribe(&subscribe)?,
@@ -51,6 +52,7 @@ impl<S> Connection<S> {
         }
         let known = self.session.release(ack.packet_id);
         let reason = if known { Reason::Success } else { Reason::PacketIdNotFound };
+        self.confirm = true;
         self.send_ack(AckKind::Rel, ack.packet_id, reason);
     }
 
@@ -70,6 +72,7 @@ impl<S> Connection<S> {
                 Err(reason) => reason.code(),
             });
         }
+        self.confirm = true;
         codec::suback(&mut self.output.bytes, self.peer.version, subscribe.packet_id, &codes);
         Ok(())
     }
@@ -114,6 +117,7 @@ impl<S> Connection<S> {
             };
             codes.push(reason.code());
         }
+        self.confirm = true;
         codec::unsuback(&mut self.output.bytes, self.peer.version, unsubscribe.packet_id, &codes);
     }
 }

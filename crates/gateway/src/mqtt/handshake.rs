@@ -179,6 +179,10 @@ async fn admit(
         AttachError::NotReleased => {
             refuse(Reason::ServerBusy, "the client id's other connection does not end")
         }
+        AttachError::NotKept => refuse(
+            Reason::QuotaExceeded,
+            "the session cannot be kept: there is no room on disk, or it failed",
+        ),
     })?;
     // Its filters may be from when more was allowed.
     if attached.present {
@@ -277,6 +281,9 @@ async fn run<S: AsyncRead + AsyncWrite + Unpin>(
         standing: Standing::new(&principal, remote),
         principal,
         peer,
+        precommit: false,
+        recorded: false,
+        confirm: false,
         partial: rest,
         large: None,
         output: Output::new(output),

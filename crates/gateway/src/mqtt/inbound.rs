@@ -6,7 +6,9 @@ use catchment_types::{Event, PartitionId, Timestamp};
 
 use super::acks::Owed;
 use super::codec::{AckKind, ProtocolError, Publish, QoS, Reason, Version, text};
-use super::connection::{Close, Connection};
+use super::connection::{Close, Connection, log_fault};
+use super::fanout::Staged;
+use super::keep::{Keeper, Origin, Proof, Record};
 use super::message::Message;
 use super::topics::is_reserved;
 use crate::ingest::Batches;
@@ -42,6 +44,10 @@ pub(super) struct TopicCache {
 pub(super) struct Forward {
     message: Arc<Message>,
     append: Option<u16>,
+    /// For a kept publisher's QoS 2.
+    origin: Option<Origin>,
+    /// What was recorded of it already.
+    staged: Option<Staged>,
 }
 
 /// Counted per read, not per message.
@@ -103,7 +109,8 @@ impl<S> Connection<S> {
         if packet.qos != QoS::AtMostOnce && !self.admit_unacknowledged(packet)? {
             return Ok(());
         }
-        if self.is_over_limit(packet.payload.len()) {
+        let unkept = self.broker.keeper.is_stuck() && self.needs_records(packet);
+        if unkept || self.is_over_limit(packet.payload.len()) {
             return self.refuse(packet, Reason::QuotaExceeded);
         }
         let append = match self.topics.verdict {
@@ -135,10 +142,14 @@ impl<S> Connection<S> {
         };
         let owed = Owed::to(packet.qos, packet.packet_id, Reason::Success, append);
         self.acks.owe(owed);
+        let origin = self.origin(packet, append.is_some(), received_at);
         if packet.retain || self.is_wanted() {
             let message = Message::from_publish(&self.topics.topic, packet, self.session.id());
             let append = append.and_then(|place| u16::try_from(place).ok());
-            self.forwards.push(Forward { message: Arc::new(message), append });
+            self.forwards.push(Forward { message: Arc::new(message), append, origin, staged: None });
+        } else if let Some(origin) = origin {
+            self.broker.keeper.append(&Record::Received(origin));
+            self.recorded = true;
         }
         Ok(())
     }
@@ -277,9 +288,72 @@ impl<S> Connection<S> {
         let mut forwards = std::mem::take(&mut self.forwards);
         for forward in forwards.drain(..) {
             if !self.acks.was_refused(forward.append) {
-                self.broker.publish(forward.message.topic(), &forward.message);
+                let Forward { message, origin, staged, .. } = forward;
+                let staged = staged.unwrap_or_else(|| self.broker.stage(&message, origin));
+                self.recorded |= staged.position != 0 && message.qos != QoS::AtMostOnce;
+                self.broker.deliver(&message, staged);
             }
         }
         self.forwards = forwards;
+    }
+
+    /// How a kept session's QoS 2 message is known to its publisher, and how it is found in the log if it goes there.
+    fn origin(&mut self, packet: &Publish<'_>, is_event: bool, received_at: Timestamp) -> Option<Origin> {
+        if packet.qos != QoS::ExactlyOnce || !self.session.is_kept() {
+            return None;
+        }
+        let proof = match self.topics.verdict {
+            Verdict::Event(partition) if is_event => Some(Proof {
+                partition,
+                from: self.gateway.log.range(partition).end,
+                received_at: received_at.as_micros(),
+                checksum: Proof::checksum(&self.topics.topic, packet.payload),
+            }),
+            _ => None,
+        };
+        self.precommit |= proof.is_some();
+        Some(Origin { session: self.session.id(), packet_id: packet.packet_id, proof })
+    }
+
+    /// Records the QoS 2 messages of a kept session before their events go to the log: a restart must find both or neither.
+    pub(super) async fn record_first(&mut self) -> Result<(), Close> {
+        if !std::mem::take(&mut self.precommit) {
+            return Ok(());
+        }
+        for forward in &mut self.forwards {
+            if forward.origin.is_some_and(|origin| origin.proof.is_some()) {
+                forward.staged = Some(self.broker.stage(&forward.message, forward.origin));
+            }
+        }
+        all_recorded(&self.broker.keeper).await
+    }
+
+    /// Has the acknowledgements of the current read wait for what was recorded, and waits itself if answers are out already.
+    pub(super) async fn confirm_recorded(&mut self) -> Result<(), Close> {
+        if std::mem::take(&mut self.recorded) {
+            if let Some(barrier) = self.broker.keeper.barrier() {
+                self.acks.append_for_all(barrier);
+            }
+            self.broker.keeper.room().await;
+        }
+        if std::mem::take(&mut self.confirm) && self.session.is_kept() {
+            all_recorded(&self.broker.keeper).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether a message may leave a trace in the journal.
+    fn needs_records(&mut self, packet: &Publish<'_>) -> bool {
+        packet.retain
+            || packet.qos != QoS::AtMostOnce && self.is_wanted()
+            || packet.qos == QoS::ExactlyOnce && self.session.is_kept()
+    }
+}
+
+/// Waits until everything that was recorded is durable.
+async fn all_recorded(keeper: &Keeper) -> Result<(), Close> {
+    match keeper.barrier() {
+        Some(barrier) => barrier.await.map(drop).map_err(|error| log_fault(&error)),
+        None => Ok(()),
     }
 }

@@ -1,8 +1,10 @@
 //! A message on its way to subscribers: one shared allocation for topic, properties and payload.
 
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use super::codec::{Publish, PublishProperties, QoS, forwardable};
+use super::codec::{Publish, PublishProperties, QoS, content_type, forwardable};
+use super::keep::{Charge, Keeper, Put, Take, now_ms};
 
 /// Publisher id of messages that the server itself publishes.
 pub(crate) const SERVER: u64 = 0;
@@ -20,6 +22,8 @@ pub(crate) struct Message {
     pub(crate) publisher: u64,
     received: Instant,
     expiry: Option<Duration>,
+    /// While it waits for kept sessions.
+    charge: OnceLock<Charge>,
 }
 
 impl Message {
@@ -53,6 +57,7 @@ impl Message {
             publisher,
             received: Instant::now(),
             expiry: properties.expiry_s.map(|seconds| Duration::from_secs(seconds.into())),
+            charge: OnceLock::new(),
         }
     }
 
@@ -67,9 +72,59 @@ impl Message {
         &self.bytes[self.topic_length..self.topic_length + self.properties_length]
     }
 
+    /// What the publisher said the payload is; may be empty.
+    pub(crate) fn content_type(&self) -> &str {
+        content_type(self.properties())
+    }
+
     /// What the publisher sent.
     pub(crate) fn payload(&self) -> &[u8] {
         &self.bytes[self.topic_length + self.properties_length..]
+    }
+
+    /// Appends the message as the journal keeps it, with the time by the clock on the wall.
+    pub(crate) fn encode(&self, into: &mut Vec<u8>) {
+        let age_ms = i64::try_from(self.received.elapsed().as_millis()).unwrap_or(i64::MAX);
+        let put = &mut Put(into);
+        put.u8(self.qos as u8 | u8::from(self.retain) << 2).u64(self.publisher);
+        put.option(self.expiry, |put, expiry| {
+            put.u64(expiry.as_secs()).i64(now_ms().saturating_sub(age_ms));
+        });
+        put.bytes(self.topic().as_bytes()).bytes(self.properties()).bytes(self.payload());
+    }
+
+    /// A message that was encoded; its life has gone on meanwhile.
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+        let take = &mut Take(bytes);
+        let (flags, publisher) = (take.u8()?, take.u64()?);
+        let expiry = take.option(|take| {
+            let (expiry, received_ms) = (Duration::from_secs(take.u64()?), take.i64()?);
+            let age = Duration::from_millis(u64::try_from(now_ms().saturating_sub(received_ms)).unwrap_or(0));
+            Some(expiry.saturating_sub(age))
+        })?;
+        let (topic, properties, payload) = (take.text()?, take.bytes()?, take.bytes()?);
+        Some(Self {
+            bytes: [topic.as_bytes(), properties, payload].concat().into_boxed_slice(),
+            topic_length: topic.len(),
+            properties_length: properties.len(),
+            qos: QoS::from_bits(flags & 3)?,
+            retain: flags & 4 != 0,
+            publisher,
+            received: Instant::now(),
+            expiry,
+            charge: OnceLock::new(),
+        })
+    }
+
+    /// Counts the message, once, among those that wait for kept sessions. `false`: too much waits.
+    pub(crate) fn charge(&self, keeper: &Keeper) -> bool {
+        if self.charge.get().is_some() {
+            return true;
+        }
+        let Some(charge) = keeper.charge(self.size()) else { return false };
+        // Another thread that was faster has counted it as well; ours is given back.
+        let _ = self.charge.set(charge);
+        true
     }
 
     /// Bytes held by the message.

@@ -47,12 +47,23 @@ impl Retained {
 
     /// Keeps a message as its topic's; one without a payload removes it.
     pub(crate) fn set(&self, topic: &str, message: &Arc<Message>) -> Result<(), RetainedFull> {
+        self.set_and(topic, message, || {})
+    }
+
+    /// The same; when it is done, `record` is called before anybody else changes anything.
+    pub(crate) fn set_and(
+        &self,
+        topic: &str,
+        message: &Arc<Message>,
+        record: impl FnOnce(),
+    ) -> Result<(), RetainedFull> {
         let state = &mut *self.state.lock();
         if message.payload().is_empty() {
             if let Some(old) = state.root.remove(topic) {
                 state.messages -= 1;
                 state.bytes -= old.size();
             }
+            record();
             return Ok(());
         }
         let old = state.root.get(topic).map(|old| old.size());
@@ -63,6 +74,7 @@ impl Retained {
         }
         state.root.insert(topic, Arc::clone(message));
         (state.messages, state.bytes) = (messages, bytes);
+        record();
         Ok(())
     }
 

@@ -13,7 +13,10 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+pub(crate) use self::kept::Place;
+use self::kept::{KeptFlag, packet_id_of};
 use super::codec::{self, PublishHeader, QoS, Version};
+use super::keep::{Keeper, Record};
 use super::message::Message;
 use super::signal::{DELIVER, Signal};
 use super::will::Will;
@@ -43,11 +46,15 @@ pub(crate) struct Delivery {
     pub(crate) subscription_ids: Vec<u32>,
     /// Not 0: it was sent before, under this identifier.
     packet_id: u16,
+    /// Its number among the messages of a kept session; 0: it is not kept.
+    pub(crate) seq: u64,
+    /// Where its record ends in the journal.
+    pub(crate) position: u64,
 }
 
 impl Delivery {
     pub(crate) fn new(message: Arc<Message>, qos: QoS, retain: bool, subscription_ids: Vec<u32>) -> Self {
-        Self { message, qos, retain, subscription_ids, packet_id: 0 }
+        Self { message, qos, retain, subscription_ids, packet_id: 0, seq: 0, position: 0 }
     }
 }
 
@@ -59,6 +66,7 @@ pub(crate) struct QueueFull;
 #[derive(Debug)]
 struct Outgoing {
     packet_id: u16,
+    seq: u64,
     stage: Stage,
 }
 
@@ -121,18 +129,20 @@ pub(crate) struct Session {
     client_id: Box<str>,
     owner: Box<str>,
     limits: QueueLimits,
+    kept: KeptFlag,
     connected: AtomicBool,
     state: Mutex<State>,
     detached: Notify,
 }
 
 impl Session {
-    pub(crate) fn new(id: u64, client_id: &str, limits: QueueLimits) -> Self {
+    pub(crate) fn new(id: u64, client_id: &str, limits: QueueLimits, keeper: Arc<Keeper>) -> Self {
         Self {
             id,
             client_id: client_id.into(),
             owner: Box::default(),
             limits,
+            kept: KeptFlag::new(keeper),
             connected: AtomicBool::new(false),
             state: Mutex::default(),
             detached: Notify::new(),
@@ -207,6 +217,7 @@ impl Session {
             state.queue_bytes += delivery.message.size();
             state.queue.push_front(delivery);
         }
+        self.record_attached(state);
         released
     }
 
@@ -224,8 +235,9 @@ impl Session {
         state.link.take_if(|current| Arc::ptr_eq(current, link))?;
         self.connected.store(false, Ordering::Relaxed);
         self.detached.notify_waiters();
-        for packet_id in unproven {
-            state.received.remove(packet_id);
+        for &packet_id in unproven {
+            state.received.remove(&packet_id);
+            self.record(&Record::Forgotten { session: self.id, packet_id });
         }
         // A session that was to end with its connection is not kept after all: the standard forbids to ask for that.
         if !state.expiry.is_zero() {
@@ -241,6 +253,7 @@ impl Session {
         state.expires_at = Some(expires_at);
         let will = state.will.take_if(|will| will.delay.is_zero());
         state.will_due = state.will.as_ref().map(|will| expires_at.min(now + will.delay));
+        self.record_detached(state, will.is_some().then_some(now).or(state.will_due), now);
         Some(Parting { will, due: Some(state.will_due.unwrap_or(expires_at)) })
     }
 
@@ -272,6 +285,7 @@ impl Session {
     pub(crate) fn end(&self) -> (HashSet<Box<str>>, Option<Will>) {
         let state = &mut *self.state.lock();
         let ended = std::mem::replace(state, State { ended: true, ..State::default() });
+        self.record_end();
         (ended.filters, ended.will)
     }
 
@@ -323,14 +337,19 @@ impl Session {
             if next.qos != QoS::AtMostOnce && state.outgoing.len() >= peer.window {
                 break;
             }
+            if next.seq != 0 && !self.may_send(next, state) {
+                break;
+            }
             let Some(delivery) = state.queue.pop_front() else { break };
             state.queue_bytes -= delivery.message.size();
             let Ok(expiry_s) = delivery.message.expiry_left_s() else {
                 filled.expired += 1;
+                self.record_finished(delivery.seq);
                 continue;
             };
             let packet_id = match (delivery.qos, delivery.packet_id) {
                 (QoS::AtMostOnce, _) => 0,
+                _ if delivery.seq != 0 => packet_id_of(delivery.seq),
                 (_, 0) => state.free_packet_id(),
                 (_, sent_before) => sent_before,
             };
@@ -347,11 +366,13 @@ impl Session {
             let payload = delivery.message.payload();
             if !codec::publish(output, peer.version, &header, payload, peer.packet_bytes_max) {
                 filled.too_large += 1;
+                self.record_finished(delivery.seq);
                 continue;
             }
             filled.sent += 1;
             if delivery.qos != QoS::AtMostOnce {
-                state.outgoing.push_back(Outgoing { packet_id, stage: Stage::Sent(delivery) });
+                let seq = delivery.seq;
+                state.outgoing.push_back(Outgoing { packet_id, seq, stage: Stage::Sent(delivery) });
             }
         }
         filled
@@ -361,7 +382,9 @@ impl Session {
     pub(crate) fn finish(&self, packet_id: u16) -> bool {
         let state = &mut *self.state.lock();
         let at = state.position(packet_id);
-        at.and_then(|at| state.outgoing.remove(at)).is_some()
+        let Some(finished) = at.and_then(|at| state.outgoing.remove(at)) else { return false };
+        self.record_finished(finished.seq);
+        true
     }
 
     /// PUBREC: the client has the message. `false` when it is not known.
@@ -369,6 +392,7 @@ impl Session {
         let state = &mut *self.state.lock();
         let Some(at) = state.position(packet_id) else { return false };
         state.outgoing[at].stage = Stage::Released;
+        self.record_released(state.outgoing[at].seq);
         true
     }
 
@@ -379,7 +403,12 @@ impl Session {
 
     /// PUBREL, or a message that was refused: the identifier is free again. `false` when it was not in use.
     pub(crate) fn forget_received(&self, packet_id: u16) -> bool {
-        self.state.lock().received.remove(&packet_id)
+        let state = &mut *self.state.lock();
+        let known = state.received.remove(&packet_id);
+        if known {
+            self.record(&Record::Forgotten { session: self.id, packet_id });
+        }
+        known
     }
 
     /// QoS 2 messages that the client has not released.
@@ -408,5 +437,6 @@ impl State {
     }
 }
 
+mod kept;
 #[cfg(test)]
 mod tests;

@@ -73,6 +73,11 @@ impl MemoryLog {
         self.state.lock().mode = mode;
     }
 
+    /// Loses what is held.
+    pub fn forget(&self) {
+        self.state.lock().held.clear();
+    }
+
     /// Makes everything durable that is held, of one partition or of all.
     pub fn settle(&self, only: Option<PartitionId>) {
         let state = &mut *self.state.lock();

@@ -18,7 +18,7 @@ pub(crate) use encode::{
     AckKind, ConnAck, Offer, PublishHeader, connack, disconnect, ping_response, puback, publish, suback,
     unsuback,
 };
-pub(crate) use properties::forwardable;
+pub(crate) use properties::{content_type, forwardable};
 
 /// The protocol version of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

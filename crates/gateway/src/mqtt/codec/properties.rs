@@ -135,3 +135,16 @@ pub(crate) fn forwardable(properties: &[u8], into: &mut Vec<u8>) {
         }
     }
 }
+
+/// The content type among properties that [`forwardable`] has written; empty when there is none.
+pub(crate) fn content_type(forwardable: &[u8]) -> &str {
+    let mut reader = Reader(forwardable);
+    while !reader.is_empty() {
+        match reader.u8().map(|id| (id, value(&mut reader, id))) {
+            Ok((id::CONTENT_TYPE, Ok(found))) => return found.text(),
+            Ok((_, Ok(_))) => {}
+            _ => break,
+        }
+    }
+    ""
+}

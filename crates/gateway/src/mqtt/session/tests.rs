@@ -10,7 +10,8 @@ fn delivery(payload: &[u8], qos: QoS) -> Delivery {
 }
 
 fn attached(expiry_s: u64) -> (Session, Arc<Signal>) {
-    let (session, signal) = (Session::new(1, "c", LIMITS), Arc::new(Signal::default()));
+    let keeper = Arc::new(Keeper::volatile(&Default::default()));
+    let (session, signal) = (Session::new(1, "c", LIMITS, keeper), Arc::new(Signal::default()));
     assert!(session.attach(Arc::clone(&signal), Duration::from_secs(expiry_s), None).is_empty());
     (session, signal)
 }

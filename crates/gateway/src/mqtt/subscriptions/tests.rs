@@ -5,6 +5,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::*;
+use crate::mqtt::keep::Keeper;
 use crate::mqtt::session::QueueLimits;
 use crate::mqtt::signal::Signal;
 use crate::mqtt::topics::TopicLimits;
@@ -14,7 +15,8 @@ const WISH: Wish =
     Wish { qos: QoS::AtMostOnce, no_local: false, retain_as_published: false, subscription_id: 0 };
 
 fn session(id: u64) -> Arc<Session> {
-    Arc::new(Session::new(id, "client", QueueLimits { messages_max: 10, bytes_max: 1000 }))
+    let limits = QueueLimits { messages_max: 10, bytes_max: 1000 };
+    Arc::new(Session::new(id, "client", limits, Arc::new(Keeper::volatile(&Default::default()))))
 }
 
 fn filter(text: &str) -> Filter<'_> {

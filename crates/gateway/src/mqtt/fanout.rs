@@ -1,0 +1,149 @@
+//! From a message to everybody who subscribed to its topic, in two steps: what is to be kept is recorded first, then the
+//! message is queued. In between its publisher may wait.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::broker::{Attach, AttachError, Attached, Broker};
+use super::keep::{Image, KeptSession, Origin, Queued, Record};
+use super::message::Message;
+use super::session::{Delivery, Place, Session};
+use super::subscriptions::Target;
+use super::topics::is_reserved;
+
+/// Who gets a message, with what was recorded of it.
+#[derive(Debug, Default)]
+pub(super) struct Staged {
+    /// With the message's number in a session that is kept.
+    targets: Vec<(Target, u64)>,
+    /// Where the record ends in the journal; 0 without one.
+    pub(super) position: u64,
+    /// Whether the message has its place among the retained ones already.
+    is_retained: bool,
+}
+
+impl Broker {
+    /// Keeps a retained message, and queues the message for everybody who subscribed to its topic.
+    pub(crate) fn publish(&self, message: &Arc<Message>) {
+        self.deliver(message, self.stage(message, None));
+    }
+
+    /// Records what is to be kept of a message: the queues of kept sessions that it goes into, its retained place, and where
+    /// it came from.
+    pub(super) fn stage(&self, message: &Arc<Message>, origin: Option<Origin>) -> Staged {
+        let topic = message.topic();
+        let mut staged = Staged::default();
+        let mut queued = Vec::new();
+        for target in self.subscriptions.targets(topic, message.publisher) {
+            let qos = message.qos.min(target.qos);
+            let seq = match target.session.reserve(message, qos) {
+                Place::Volatile => 0,
+                Place::Kept(seq) => seq,
+                Place::Full => {
+                    self.metrics.deliveries_dropped_full.inc();
+                    continue;
+                }
+            };
+            if seq != 0 {
+                queued.push(Queued {
+                    session: target.session.id(),
+                    seq,
+                    qos,
+                    retain: message.retain && target.retain_as_published,
+                    subscription_ids: target.subscription_ids.clone(),
+                });
+            }
+            staged.targets.push((target, seq));
+        }
+        // What counts only once the log has it is not shown to anybody before.
+        let retains_now = message.retain && origin.is_none_or(|origin| origin.proof.is_none());
+        let keeps_retained = message.retain && self.keeper.is_durable() && !is_reserved(topic);
+        let is_needed = !queued.is_empty() || origin.is_some();
+        let mut record = |retained: bool| {
+            if retained || is_needed {
+                let mut encoded = Vec::new();
+                message.encode(&mut encoded);
+                let (realm, queued) = (self.realm(), std::mem::take(&mut queued));
+                staged.position = self.keeper.append(&Record::Published {
+                    realm,
+                    retained,
+                    origin,
+                    message: &encoded,
+                    queued,
+                });
+            }
+        };
+        if retains_now {
+            staged.is_retained = true;
+            if self.retained.set_and(topic, message, || record(keeps_retained)).is_err() {
+                self.metrics.retained_refused.inc();
+                tracing::debug!(topic, "no room for a further retained message; raise retained_messages_max");
+                record(false);
+            }
+        } else {
+            record(keeps_retained);
+        }
+        staged
+    }
+
+    /// Queues a message for everybody whom it was staged for.
+    pub(super) fn deliver(&self, message: &Arc<Message>, staged: Staged) {
+        if message.retain && !staged.is_retained && self.retained.set(message.topic(), message).is_err() {
+            self.metrics.retained_refused.inc();
+        }
+        for (target, seq) in staged.targets {
+            let retain = message.retain && target.retain_as_published;
+            let qos = message.qos.min(target.qos);
+            let mut delivery = Delivery::new(Arc::clone(message), qos, retain, target.subscription_ids);
+            (delivery.seq, delivery.position) = (seq, staged.position);
+            if target.session.enqueue(delivery).is_err() {
+                self.metrics.deliveries_dropped_full.inc();
+                target.session.record_finished(seq);
+            }
+        }
+    }
+
+    /// A new session, kept if it is to outlive its connection.
+    pub(super) fn new_session(&self, request: &Attach<'_>) -> Arc<Session> {
+        let keeper = Arc::clone(&self.keeper);
+        let id = keeper.next_session();
+        let session = Session::new(id, request.client_id, self.queue_limits, keeper).owned_by(request.owner);
+        if !request.expiry.is_zero() {
+            session.keep(self.realm());
+        }
+        Arc::new(session)
+    }
+
+    /// Waits until what a connection found or made is durable: it is told so.
+    pub(super) async fn attached(&self, attached: Attached) -> Result<Attached, AttachError> {
+        match self.keeper.barrier() {
+            Some(barrier) if attached.session.is_kept() || attached.replaced => {
+                barrier.await.map_err(|_| AttachError::NotKept)?;
+            }
+            _ => {}
+        }
+        Ok(attached)
+    }
+
+    /// Puts a kept session back.
+    pub(super) fn restore(
+        &self,
+        id: u64,
+        kept: &KeptSession,
+        image: &Image,
+        messages: &mut impl FnMut(&Arc<[u8]>) -> Option<Arc<Message>>,
+    ) {
+        let (session, due) = Session::restored(id, kept, image, messages, self.queue_limits, &self.keeper);
+        let session = Arc::new(session);
+        for (text, &wish) in &kept.filters {
+            if let Some(filter) = self.topic_limits.filter(text) {
+                self.subscriptions.insert(filter, &session, wish);
+            }
+        }
+        self.sessions.lock().insert(kept.client_id.clone(), Arc::clone(&session));
+        self.schedule(&session, due.max(Instant::now()));
+        let sessions = self.sessions.lock().len();
+        self.metrics.sessions.set(i64::try_from(sessions).unwrap_or(i64::MAX));
+        self.metrics.subscriptions.set(i64::try_from(self.subscriptions.len()).unwrap_or(i64::MAX));
+    }
+}
