@@ -1,11 +1,14 @@
 //! Who may come in, by MQTT, HTTP ingest and the PostgreSQL protocol: decided by the registry's tokens.
 //!
 //! A token is the password, whatever the user name, or the bearer token of an HTTP request. Without one, a client is let in
-//! only while every listener is on loopback.
+//! by its certificate as the device that this names (`certificate`), or while every listener is on loopback.
+
+mod certificate;
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use catchment_gateway::transport::CertificateIdentity;
 use catchment_gateway::{Admission, Credentials, Denied, Principal, Role};
 use catchment_serve::pg::{PgAuth, Role as PgRole};
 use catchment_store::registry::{Identity, Registry, Role as TokenRole};
@@ -15,19 +18,25 @@ use catchment_types::DEFAULT_REALM;
 pub(crate) struct RegistryAdmission {
     registry: Arc<Registry>,
     anonymous: Option<Principal>,
+    identity: CertificateIdentity,
 }
 
 impl RegistryAdmission {
-    /// `anonymous`: whether clients without credentials are let in.
-    pub(crate) fn new(registry: Arc<Registry>, anonymous: bool) -> Self {
+    /// `anonymous`: whether clients without credentials are let in; `identity`: what of a certificate names its device.
+    pub(crate) fn new(registry: Arc<Registry>, anonymous: bool, identity: CertificateIdentity) -> Self {
         let anonymous = anonymous.then(|| Principal::new(DEFAULT_REALM, "anonymous", Role::Admin));
-        Self { registry, anonymous }
+        Self { registry, anonymous, identity }
     }
 }
 
 #[async_trait]
 impl Admission for RegistryAdmission {
     async fn authenticate(&self, credentials: Credentials<'_>) -> Result<Principal, Denied> {
+        if let (None, Some(shown)) = (credentials.password, credentials.certificate)
+            && let Some(device_id) = shown.device_id(self.identity)
+        {
+            return certificate::principal(shown, device_id);
+        }
         match (credentials.password, &self.anonymous) {
             // Whoever shows a token means it: a wrong one is refused on loopback too.
             (Some(password), _) => {
@@ -85,6 +94,7 @@ mod tests {
             username: Some("u"),
             password: password.map(str::as_bytes),
             remote: None,
+            certificate: None,
             purpose: Purpose::Connection,
         }
     }
@@ -95,8 +105,8 @@ mod tests {
         let registry = Arc::new(Registry::open(&dir.path().join("r.sqlite")).await.unwrap());
         let token = NewToken { name: "boss", role: TokenRole::Admin, device_id: None };
         let (_, secret) = registry.create_token(token).await.unwrap();
-        let private = RegistryAdmission::new(Arc::clone(&registry), true);
-        let open = RegistryAdmission::new(registry, false);
+        let private = RegistryAdmission::new(Arc::clone(&registry), true, CertificateIdentity::Cn);
+        let open = RegistryAdmission::new(registry, false, CertificateIdentity::Cn);
         for admission in [&private, &open] {
             let boss = admission.authenticate(password(Some(&secret))).await.unwrap();
             assert_eq!((&*boss.name, boss.role), ("boss", Role::Admin));

@@ -7,6 +7,7 @@
 //!
 //! A stop is bounded; whatever it does not get done is done again from the log at the next start.
 
+mod listeners;
 mod metrics;
 mod platform;
 
@@ -20,6 +21,7 @@ use catchment_decode::Decoders;
 use catchment_distribute::{DistributeConfig, DistributeMetrics, Distributor, Parts};
 use catchment_eventlog::EventLog;
 use catchment_eventlog::embedded::EmbeddedLog;
+use catchment_gateway::transport::{Protocol, TransportMetrics};
 use catchment_gateway::{Admission, Gateway, GatewayMetrics, SessionStore};
 use catchment_serve::ServeState;
 use catchment_serve::pg::{self, PgMetrics};
@@ -30,18 +32,18 @@ use catchment_store::live::{LiveConfig, LiveHub};
 use catchment_store::registry::{NewToken, Registry, Role};
 use catchment_store::shard::{Shard, ShardConfig};
 use prometheus_client::registry::Registry as MetricsRegistry;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::listeners::Listeners;
 use self::platform::RunningPlatform;
 use crate::admission::RegistryAdmission;
 use crate::cli::WorldArgs;
 use crate::engines::{self, Engine, Seam};
 use crate::folder::{DataFolder, read_admin_token};
 use crate::settings::Settings;
-use crate::{http, logging, worlds};
+use crate::{logging, worlds};
 
 /// The name of the token that the first start makes.
 const ADMIN: &str = "admin";
@@ -104,11 +106,14 @@ struct App {
 }
 
 /// Where it listens; the ports are real ones even where 0 was asked for.
-#[derive(Debug, Clone, Copy)]
-struct Addresses {
-    http: SocketAddr,
-    mqtt: SocketAddr,
-    pg: SocketAddr,
+#[derive(Debug, Clone)]
+struct Addresses(Vec<(Protocol, SocketAddr)>);
+
+impl Addresses {
+    /// The first listener of a protocol.
+    fn find(&self, protocol: Protocol) -> Option<SocketAddr> {
+        self.0.iter().find(|(other, _)| *other == protocol).map(|(_, address)| *address)
+    }
 }
 
 impl App {
@@ -117,14 +122,9 @@ impl App {
         settings.check()?;
         let engines = resolve(&settings)?;
         let folder = DataFolder::open(&settings.data)?;
-        let http_listener = bind("http", settings.http).await?;
-        let mqtt_listener = bind("mqtt", settings.mqtt).await?;
-        let pg_listener = bind("pg", settings.pg).await?;
-        let addresses = Addresses {
-            http: http_listener.local_addr()?,
-            mqtt: mqtt_listener.local_addr()?,
-            pg: pg_listener.local_addr()?,
-        };
+        let transport_metrics = TransportMetrics::default();
+        let listeners = Listeners::bind(&settings, &transport_metrics).await?;
+        let addresses = Addresses(listeners.addresses().into());
         let anonymous = settings.loopback_only();
 
         let registry = Arc::new(Registry::open(&path_of(&engines, Seam::Registry)?).await?);
@@ -154,7 +154,8 @@ impl App {
             DistributeConfig { budget_bytes: settings.row_bytes_max(), ..DistributeConfig::default() },
         )?;
 
-        let admission = Arc::new(RegistryAdmission::new(Arc::clone(&registry), anonymous));
+        let admission =
+            Arc::new(RegistryAdmission::new(Arc::clone(&registry), anonymous, settings.tls.identity));
         let gateway_metrics = GatewayMetrics::default();
         let gateway = Gateway::open(
             settings.gateway.clone(),
@@ -169,6 +170,7 @@ impl App {
 
         let mut metrics = MetricsRegistry::default();
         gateway_metrics.register(&mut metrics);
+        transport_metrics.register(&mut metrics);
         distribute_metrics.register(&mut metrics);
         history.metrics().register(&mut metrics);
         sql.metrics().register(&mut metrics);
@@ -177,7 +179,7 @@ impl App {
         metrics.register_collector(Box::new(metrics::LogFigures(Arc::clone(&log))));
 
         let platform =
-            RunningPlatform::new(&engines, addresses, &log, &history, &distributor, &gateway_metrics);
+            RunningPlatform::new(&engines, &addresses, &log, &history, &distributor, &gateway_metrics);
         let state = Arc::new(ServeState {
             config: settings.serve.clone(),
             shards,
@@ -198,15 +200,16 @@ impl App {
         background.spawn(release(Arc::clone(&log), Arc::clone(&history)));
         let history_task = tokio::spawn(history.run(history_stop.clone()));
         let mut servers = JoinSet::new();
-        let stop = || closing.clone();
-        let (http_stop, mqtt_stop, pg_stop) = (stop(), stop(), stop());
-        servers.spawn(async move { ended("HTTP", http::serve(http_listener, router, http_stop).await) });
-        let mqtt = Arc::clone(&gateway);
-        servers.spawn(async move { ended("MQTT", mqtt.serve_mqtt(mqtt_listener, mqtt_stop).await) });
+        let pg_tls = listeners.pg_tls();
+        let pg_listener = listeners.serve(&mut servers, &gateway, &router, &closing);
+        let pg_stop = closing.clone();
         let pg_config = settings.postgres.clone();
         servers.spawn(async move {
             let stopped = pg_stop.cancelled_owned();
-            ended("PostgreSQL", pg::serve(pg_listener, sql, admission, pg_config, pg_metrics, stopped).await);
+            ended(
+                "PostgreSQL",
+                pg::serve(pg_listener, sql, admission, pg_config, pg_metrics, pg_tls, stopped).await,
+            );
         });
         Ok(Self {
             settings,
@@ -228,7 +231,7 @@ impl App {
 
     /// The MQTT listener as worlds of this process reach it.
     fn own_mqtt(&self) -> MqttTarget {
-        let mut address = self.addresses.mqtt;
+        let mut address = self.addresses.find(Protocol::Mqtt).unwrap_or(self.settings.mqtt);
         if address.ip().is_unspecified() {
             address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
         }
@@ -239,22 +242,35 @@ impl App {
 
     /// Tells where everything is, and that it is ready.
     fn announce(&self) {
-        let Addresses { http, mqtt, pg } = self.addresses;
         println!("catchment {}", env!("CARGO_PKG_VERSION"));
-        let mut lines = vec![
-            ("status page", format!("http://{http}/")),
-            ("REST", format!("http://{http}/api/v1/  (OpenAPI: http://{http}/api/v1/openapi.json)")),
-            ("live", format!("ws://{http}/api/v1/live")),
-            ("metrics", format!("http://{http}/metrics")),
-            ("MQTT", format!("mqtt://{mqtt}  (WebSocket: ws://{http}/mqtt)")),
-            ("PostgreSQL", format!("postgresql://admin@{pg}/main")),
-            ("data", self.folder.path().display().to_string()),
-        ];
+        let mut lines = Vec::new();
+        for (protocol, address) in &self.addresses.0 {
+            match protocol {
+                Protocol::Http | Protocol::Https => {
+                    let (http, ws) = if protocol.is_tls() { ("https", "wss") } else { ("http", "ws") };
+                    let base = format!("{http}://{address}");
+                    lines.extend([
+                        ("status page", format!("{base}/")),
+                        ("REST", format!("{base}/api/v1/  (OpenAPI: {base}/api/v1/openapi.json)")),
+                        ("live", format!("{ws}://{address}/api/v1/live")),
+                        ("metrics", format!("{base}/metrics")),
+                        ("MQTT", format!("{ws}://{address}/mqtt")),
+                    ]);
+                }
+                Protocol::Mqtt | Protocol::Mqtts => {
+                    lines.push(("MQTT", format!("{}://{address}", protocol.name())))
+                }
+                Protocol::Pg => lines.push(("PostgreSQL", format!("postgresql://admin@{address}/main"))),
+            }
+        }
+        lines.push(("data", self.folder.path().display().to_string()));
         let seams = self.engines.iter().filter(|(_, engine)| *engine != Engine::Off);
         lines.extend(seams.map(|(seam, engine)| (seam.name(), engine.to_string())));
         let access = match self.settings.loopback_only() {
             true => "from this machine, without a token too",
-            false => "only with a token: not every listener is on loopback, so anonymous access is off",
+            false => {
+                "only with a token or a client certificate: not every listener is on loopback, so anonymous access is off"
+            }
         };
         lines.push(("access", access.to_owned()));
         for (name, value) in lines {
@@ -291,12 +307,6 @@ fn path_of(engines: &[(Seam, Engine)], seam: Seam) -> anyhow::Result<PathBuf> {
         Some((_, Engine::Embedded(path))) => Ok(path.clone()),
         _ => bail!("the engine {} has no folder", seam.name()),
     }
-}
-
-async fn bind(flag: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| {
-        format!("{address} cannot be listened on; is another process there? --{flag} ADDR:PORT names another address")
-    })
 }
 
 /// Makes the administrator's token at the first start, and puts it back into its file if that has gone.

@@ -1,13 +1,16 @@
 //! `catchment check`: is this configuration sound, what do the engines resolve to, what does the machine give.
 
+mod tls;
+
 use std::fs;
 use std::io::Write;
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use catchment_gateway::transport::{ListenerConfig, Protocol};
 
 use crate::engines::{self, Seam};
 use crate::folder;
@@ -48,7 +51,8 @@ pub(crate) fn check<E: std::error::Error + Send + Sync + 'static>(
     findings.extend(sections(&settings));
     findings.extend(Seam::ALL.map(|seam| engine(&settings, seam)));
     findings.push(roles(&settings));
-    findings.extend(settings.listeners().map(|(flag, address)| listener(flag, address)));
+    findings.extend(settings.all_listeners().iter().map(listener));
+    findings.extend(tls::findings(&settings.tls));
     findings.push(access(&settings));
     findings.extend(data_folder(&settings));
     let rows: Vec<Vec<String>> = findings
@@ -89,6 +93,8 @@ fn sections(settings: &Settings) -> Vec<Finding> {
     };
     vec![
         finding("memory budget", size(budget), budget_verdict),
+        finding("settings [network]", "", verdict(settings.network.check())),
+        finding("settings of listeners", "", verdict(settings.check_listeners())),
         finding("settings [gateway]", "", verdict(settings.gateway.check())),
         finding(
             "settings [log]",
@@ -115,23 +121,30 @@ fn roles(settings: &Settings) -> Finding {
     finding("roles", names.join(", "), verdict(settings.check_roles()))
 }
 
-fn listener(flag: &str, address: SocketAddr) -> Finding {
-    let verdict = match TcpListener::bind(address) {
+fn listener(listener: &ListenerConfig) -> Finding {
+    let flag = listener.protocol.name();
+    let verdict = match TcpListener::bind(listener.address) {
         Ok(_) => Verdict::Good,
         Err(error) => Verdict::Bad(format!("{error}; choose another with --{flag}")),
     };
-    finding(format!("listener {flag}"), address.to_string(), verdict)
+    finding(format!("listener {flag}"), listener.address.to_string(), verdict)
 }
 
 fn access(settings: &Settings) -> Finding {
     if settings.loopback_only() {
         return finding("access", "only from this machine, without tokens too", Verdict::Good);
     }
-    finding(
-        "access",
-        "from other machines, only with a token",
-        Verdict::Note("tokens and data cross the network without TLS".to_owned()),
-    )
+    let is_bare = |listener: &ListenerConfig| {
+        let pg_with_tls = listener.protocol == Protocol::Pg && settings.tls.is_on();
+        !listener.address.ip().is_loopback() && !listener.protocol.is_tls() && !pg_with_tls
+    };
+    let bare: Vec<_> =
+        settings.all_listeners().into_iter().filter(is_bare).map(|bare| bare.protocol.name()).collect();
+    let verdict = match bare[..] {
+        [] => Verdict::Good,
+        _ => Verdict::Note(format!("tokens and data cross the network without TLS ({})", bare.join(", "))),
+    };
+    finding("access", "from other machines, only with a token or a client certificate", verdict)
 }
 
 fn data_folder(settings: &Settings) -> Vec<Finding> {
@@ -237,7 +250,7 @@ mod tests {
     #[test]
     fn taken_ports_and_absent_engines_are_found() {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-        let found = listener("mqtt", taken.local_addr().unwrap());
+        let found = listener(&ListenerConfig::new(Protocol::Mqtt, taken.local_addr().unwrap()));
         assert!(matches!(found.verdict, Verdict::Bad(reason) if reason.contains("--mqtt")));
         let mut settings = Settings::default();
         settings.engines.history = "clickhouse://u:secret@h".to_owned();

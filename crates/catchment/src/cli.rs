@@ -105,6 +105,18 @@ pub(crate) struct ServeArgs {
     /// Where MQTT listens [default: 127.0.0.1:1883].
     #[arg(long, value_name = "ADDR:PORT", help_heading = "Listeners")]
     pub(crate) mqtt: Option<SocketAddr>,
+    /// Where MQTT over TLS listens, usually on port 8883; needs [tls] in the settings [default: nowhere].
+    #[arg(long, value_name = "ADDR:PORT", help_heading = "Listeners")]
+    pub(crate) mqtts: Option<SocketAddr>,
+    /// Where REST and WebSocket over TLS listen, usually on port 8443; needs [tls] in the settings [default: nowhere].
+    #[arg(long, value_name = "ADDR:PORT", help_heading = "Listeners")]
+    pub(crate) https: Option<SocketAddr>,
+    /// PEM file with the server's certificate and those that lead to its CA.
+    #[arg(long, value_name = "FILE", requires = "tls_key", help_heading = "Listeners")]
+    pub(crate) tls_certificate: Option<PathBuf>,
+    /// PEM file with the certificate's key.
+    #[arg(long, value_name = "FILE", requires = "tls_certificate", help_heading = "Listeners")]
+    pub(crate) tls_key: Option<PathBuf>,
     /// Where the PostgreSQL protocol listens [default: 127.0.0.1:5433].
     #[arg(long, value_name = "ADDR:PORT", help_heading = "Listeners")]
     pub(crate) pg: Option<SocketAddr>,
@@ -132,11 +144,16 @@ impl ServeArgs {
     /// The flags that were given, as settings.
     pub(crate) fn overrides(&self) -> Overrides {
         let text = |address: Option<SocketAddr>| address.map(|address| address.to_string());
+        let file = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
         let given = [
-            ("data", self.data.as_ref().map(|data| data.display().to_string())),
+            ("data", file(&self.data)),
             ("http", text(self.http)),
             ("mqtt", text(self.mqtt)),
             ("pg", text(self.pg)),
+            ("mqtts", text(self.mqtts)),
+            ("https", text(self.https)),
+            ("tls.certificate", file(&self.tls_certificate)),
+            ("tls.key", file(&self.tls_key)),
             ("engines.log", self.log.clone()),
             ("engines.history", self.history.clone()),
             ("engines.snapshot", self.snapshot.clone()),

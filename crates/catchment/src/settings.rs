@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use catchment_eventlog::embedded::LogConfig;
 use catchment_gateway::GatewayConfig;
+use catchment_gateway::transport::{ListenerConfig, NetworkConfig, Protocol, TlsConfig};
 use catchment_serve::ServeConfig;
 use catchment_serve::pg::PgConfig;
 use catchment_store::history::HistoryConfig;
@@ -36,6 +37,12 @@ pub(crate) struct Settings {
     pub(crate) mqtt: SocketAddr,
     /// Where the PostgreSQL protocol listens.
     pub(crate) pg: SocketAddr,
+    /// Where MQTT over TLS listens, if it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) mqtts: Option<SocketAddr>,
+    /// Where HTTP over TLS listens, if it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) https: Option<SocketAddr>,
     /// What this process does.
     #[serde(deserialize_with = "roles")]
     pub(crate) roles: Vec<ProcessRole>,
@@ -49,6 +56,12 @@ pub(crate) struct Settings {
     pub(crate) log_level: String,
     /// Engines by URL.
     pub(crate) engines: EngineUrls,
+    /// Certificates.
+    pub(crate) tls: TlsConfig,
+    /// Limits of connections.
+    pub(crate) network: NetworkConfig,
+    /// Further listeners, or those that need more than an address.
+    pub(crate) listeners: Vec<ListenerConfig>,
     /// Devices in.
     pub(crate) gateway: GatewayConfig,
     /// The embedded event log.
@@ -69,12 +82,17 @@ impl Default for Settings {
             http: loopback(8080),
             mqtt: loopback(1883),
             pg: loopback(5433),
+            mqtts: None,
+            https: None,
             roles: ProcessRole::ALL.to_vec(),
             memory_bytes_max: budget::MEMORY_BYTES_DEFAULT,
             stop_ms_max: 10_000,
             log_format: LogFormat::Auto,
             log_level: "info".to_owned(),
             engines: EngineUrls::default(),
+            tls: TlsConfig::default(),
+            network: NetworkConfig::default(),
+            listeners: Vec::new(),
             gateway: GatewayConfig::default(),
             log: LogConfig::default(),
             history: HistoryConfig::default(),
@@ -85,14 +103,27 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// The listeners, by the name of their flag.
-    pub(crate) fn listeners(&self) -> [(&'static str, SocketAddr); 3] {
-        [("http", self.http), ("mqtt", self.mqtt), ("pg", self.pg)]
+    /// All listeners: those that have a flag (of which HTTP, MQTT and PostgreSQL always are), then the further ones.
+    pub(crate) fn all_listeners(&self) -> Vec<ListenerConfig> {
+        let of_flags = [
+            (Protocol::Http, Some(self.http)),
+            (Protocol::Mqtt, Some(self.mqtt)),
+            (Protocol::Pg, Some(self.pg)),
+            (Protocol::Https, self.https),
+            (Protocol::Mqtts, self.mqtts),
+        ];
+        let listener = |(protocol, address): (Protocol, Option<SocketAddr>)| {
+            Some(ListenerConfig::new(protocol, address?))
+        };
+        of_flags.into_iter().filter_map(listener).chain(self.listeners.iter().cloned()).collect()
     }
 
-    /// Whether only this machine can reach us.
+    /// Whether only this machine can reach us. A balancer that speaks for others makes them reach us, wherever it is.
     pub(crate) fn loopback_only(&self) -> bool {
-        self.listeners().iter().all(|(_, address)| address.ip().is_loopback())
+        let is_private = |listener: &ListenerConfig| {
+            listener.address.ip().is_loopback() && listener.proxy_protocol_from.is_empty()
+        };
+        self.all_listeners().iter().all(is_private)
     }
 
     /// The time an orderly stop may take.
@@ -111,8 +142,34 @@ impl Settings {
             "memory_bytes_max is {}; at least {MEMORY_BYTES_MIN} (256 MiB) are needed",
             self.memory_bytes_max
         );
+        self.network.check()?;
+        self.check_listeners()?;
         self.gateway.check()?;
         self.log.check()?;
+        Ok(())
+    }
+
+    /// Checks that listeners have what they need.
+    ///
+    /// # Errors
+    /// Names the listener and what it lacks.
+    pub(crate) fn check_listeners(&self) -> anyhow::Result<()> {
+        for listener in self.all_listeners() {
+            anyhow::ensure!(
+                !listener.protocol.is_tls() || self.tls.is_on(),
+                "the listener {} {} needs a certificate: set certificate and key in [tls]",
+                listener.protocol.name(),
+                listener.address,
+            );
+        }
+        anyhow::ensure!(
+            !self.postgres.tls_required || self.tls.is_on(),
+            "postgres.tls_required needs a certificate: set certificate and key in [tls]"
+        );
+        anyhow::ensure!(
+            self.listeners.iter().all(|listener| listener.protocol != Protocol::Pg),
+            "[[listeners]] takes the protocols mqtt, mqtts, http and https; PostgreSQL listens where `pg` says"
+        );
         Ok(())
     }
 

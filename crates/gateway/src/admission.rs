@@ -14,6 +14,8 @@ use tokio::sync::watch;
 pub use acl::{Acl, AclRule, Action, BadAclRule, Effect, Subject};
 pub use limits::{ClientLimits, Meter, RateLimits};
 
+use crate::transport::PeerCertificate;
+
 /// What a client shows of itself.
 #[derive(Debug, Clone, Copy)]
 pub struct Credentials<'a> {
@@ -25,6 +27,8 @@ pub struct Credentials<'a> {
     pub password: Option<&'a [u8]>,
     /// Where the client connects from, when that is known.
     pub remote: Option<SocketAddr>,
+    /// The certificate of a client that showed one in a TLS handshake; verified.
+    pub certificate: Option<&'a PeerCertificate>,
     /// What it comes for.
     pub purpose: Purpose,
 }

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -14,7 +13,6 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::{Admission, ClientLimits, Credentials, Denied, Meter, Principal, RateLimits};
@@ -27,6 +25,7 @@ use crate::mqtt::{
     SHUT_DOWN, SessionStore, Signal, TopicLimits, Will,
 };
 use crate::route::Routes;
+use crate::transport::{Listener, Remote};
 
 /// Refusals that are told in the log.
 const REFUSALS_LOGGED: RateLimits =
@@ -39,8 +38,6 @@ const RETAINED_SWEEPS: u32 = 240;
 const RECHECK_REST: Duration = Duration::from_millis(50);
 /// How often the journal is told that the server lives, in sweeps.
 const ALIVE_SWEEPS: u32 = 20;
-/// Rest after an error of `accept`, which mostly is a lack of file descriptors.
-const ACCEPT_REST: Duration = Duration::from_millis(50);
 
 /// MQTT broker and HTTP ingest in front of an event log.
 pub struct Gateway {
@@ -171,9 +168,7 @@ impl Gateway {
         }))
     }
 
-    /// Accepts MQTT connections until `shutdown`; then ends all of the gateway's connections, waits for what they have on
-    /// its way to the log, and acknowledges it. Bounded by the configuration's `drain_s_max`. Stop the gateway before
-    /// the log.
+    /// Serves MQTT on a listener without TLS; see [`Self::serve`].
     ///
     /// # Errors
     /// None after the listener is bound; accept errors are logged and retried.
@@ -182,27 +177,20 @@ impl Gateway {
         listener: TcpListener,
         shutdown: CancellationToken,
     ) -> io::Result<()> {
-        let mut tasks = JoinSet::new();
-        loop {
-            tokio::select! {
-                biased;
-                () = shutdown.cancelled() => break,
-                Some(_) = tasks.join_next(), if !tasks.is_empty() => {}
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, remote)) => {
-                        // Acknowledgements are small and must not wait. A socket that is already gone shows later.
-                        let _ = stream.set_nodelay(true);
-                        let gateway = Arc::clone(self);
-                        tasks.spawn(async move { gateway.serve_stream(stream, Some(remote)).await });
-                    }
-                    Err(error) => {
-                        tracing::warn!(%error, "cannot accept MQTT connections; is the limit of open files reached?");
-                        tokio::time::sleep(ACCEPT_REST).await;
-                    }
-                },
-            }
-        }
-        drop(listener);
+        self.serve(Listener::plain(listener), shutdown).await;
+        Ok(())
+    }
+
+    /// Accepts MQTT connections until `shutdown`; then ends all of the gateway's connections, waits for what they have on
+    /// its way to the log, and acknowledges it. Bounded by the configuration's `drain_s_max`. Stop the gateway before
+    /// the log.
+    pub async fn serve(self: &Arc<Self>, listener: Listener, shutdown: CancellationToken) {
+        let gateway = Arc::clone(self);
+        let serve = move |stream, remote| {
+            let gateway = Arc::clone(&gateway);
+            async move { gateway.serve_stream(stream, remote).await }
+        };
+        let mut tasks = listener.run(shutdown, serve).await;
         self.disconnect_all();
         let drained = async { while tasks.join_next().await.is_some() {} };
         let limit = Duration::from_secs(self.config.drain_s_max);
@@ -210,15 +198,14 @@ impl Gateway {
             tracing::warn!(connections = tasks.len(), "connections did not end in time and are cut");
             tasks.shutdown().await;
         }
-        Ok(())
     }
 
     /// Serves MQTT on one connection, of whatever transport, until it ends.
-    pub async fn serve_stream<S>(self: &Arc<Self>, stream: S, remote: Option<SocketAddr>)
+    pub async fn serve_stream<S>(self: &Arc<Self>, stream: S, remote: Remote)
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        if remote.is_some_and(|remote| !self.admission.admits_address(remote.ip())) {
+        if remote.address.is_some_and(|address| !self.admission.admits_address(address.ip())) {
             return GatewayMetrics::count(&self.metrics.connections_refused, "address");
         }
         match self.register() {
@@ -227,7 +214,7 @@ impl Gateway {
         }
     }
 
-    /// Tells every connection that the server stops; new ones are not let in any more. [`Gateway::serve_mqtt`] does this.
+    /// Tells every connection that the server stops; new ones are not let in any more. [`Gateway::serve`] does this.
     pub fn disconnect_all(&self) {
         let mut connections = self.connections.lock();
         connections.shut_down = true;

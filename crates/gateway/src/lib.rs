@@ -15,6 +15,7 @@ mod ingest;
 mod metrics;
 mod mqtt;
 mod route;
+pub mod transport;
 mod ws;
 
 pub use admission::{

@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::gateway::Gateway;
 use crate::http::{ErrorBody, refuse_foreign_page};
+use crate::transport::{PeerCertificate, Remote};
 
 /// The library's own read buffer would be 128 KiB a connection.
 const READ_BUFFER_BYTES: usize = 4 << 10;
@@ -47,7 +48,12 @@ pub(crate) async fn upgrade(
             .hint("send Sec-WebSocket-Protocol: mqtt");
         return error.with(StatusCode::BAD_REQUEST).into_response();
     }
-    let remote = extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
+    let remote = Remote {
+        address: extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0),
+        certificate: extensions.get::<Arc<PeerCertificate>>().cloned(),
+        // The listener's part is over once there is a request.
+        opening: None,
+    };
     upgrade.on_upgrade(move |socket| async move {
         gateway.serve_stream(WebSocketStream { socket, received: Bytes::new() }, remote).await;
     })

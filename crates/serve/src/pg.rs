@@ -1,13 +1,13 @@
 //! The PostgreSQL protocol, version 3.0, over the SQL engine: for `psql`, drivers, Grafana and other tools.
 //!
-//! - Read-only. The database is the realm `main`; users give a token as password, in clear text: TLS belongs in front of it
-//!   wherever the network is not trusted. `SSLRequest` is answered with no.
+//! - Read-only. The database is the realm `main`; users give a token as password, in clear text: who comes over a network
+//!   that is not trusted should ask for TLS, which is there once the server has a certificate.
 //! - Messages, types and the tables of `pg_catalog` come from `pgwire`, `arrow-pg` and `datafusion-pg-catalog`; the exchange is ours:
 //!   rows are sent as they come, with bounded memory; a statement stops at its time limit, when it is cancelled, when its client
 //!   leaves and when the server stops.
 //! - Every session has its own engine context, prepared statements, cursors and settings, all bounded.
 //!
-//! The flow: [`serve`] accepts → `connection` (one task each) → `startup` (who) → `session` (what each message does) →
+//! The flow: [`serve`] accepts → `connection` (one task each) → `encryption` (TLS) → `startup` (who) → `session` (what each message does) →
 //! `command` (commands of the session) or `question` (planned through `catalog`, run by the engine) → `rows` and `encode` → `wire`.
 
 mod cancel;
@@ -15,6 +15,7 @@ mod catalog;
 mod command;
 mod connection;
 mod encode;
+mod encryption;
 mod error;
 mod metrics;
 mod params;
@@ -38,6 +39,7 @@ use tokio::task::JoinSet;
 use crate::sql::{SqlEngine, SqlError};
 use cancel::Sessions;
 use catalog::Catalog;
+pub use encryption::{PgStream, PgTls};
 pub use metrics::PgMetrics;
 
 /// The user that needs no password where anonymous access is allowed.
@@ -49,6 +51,8 @@ const PENDING_MAX: usize = 64;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PgConfig {
+    /// Whether clients must ask for TLS.
+    pub tls_required: bool,
     /// Sessions at once; more are refused.
     pub sessions_max: usize,
     /// Longest first exchange, in seconds.
@@ -64,6 +68,7 @@ pub struct PgConfig {
 impl Default for PgConfig {
     fn default() -> Self {
         Self {
+            tls_required: false,
             sessions_max: 100,
             startup_timeout_s: 60,
             idle_timeout_s: 3600,
@@ -103,6 +108,7 @@ struct Shared {
     sessions: Arc<Sessions>,
     slots: Arc<Semaphore>,
     metrics: PgMetrics,
+    tls: Option<Arc<dyn PgTls>>,
 }
 
 /// Serves connections until `shutdown` resolves; then tells every session and returns within a bounded time.
@@ -115,6 +121,7 @@ pub async fn serve(
     auth: Arc<dyn PgAuth>,
     config: PgConfig,
     metrics: PgMetrics,
+    tls: Option<Arc<dyn PgTls>>,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), SqlError> {
     let catalog = Catalog::new(&engine).map_err(|error| engine.error(&error))?;
@@ -124,6 +131,7 @@ pub async fn serve(
         sessions: Arc::default(),
         slots: Arc::new(Semaphore::new(config.sessions_max)),
         metrics,
+        tls,
         config,
         engine,
     });

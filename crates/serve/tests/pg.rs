@@ -100,7 +100,7 @@ impl Server {
                     SqlEngine::new(tables(), SqlConfig { threads: 2, ..SqlConfig::default() }).unwrap(),
                 );
                 let stopped = async { drop(stopped.await) };
-                serve(listener, engine, Arc::new(Token), config, PgMetrics::default(), stopped)
+                serve(listener, engine, Arc::new(Token), config, PgMetrics::default(), None, stopped)
                     .await
                     .unwrap();
             });

@@ -1,11 +1,13 @@
 //! What the status page and `/readyz` say about the parts that only the composition root knows.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use catchment_distribute::Distributor;
 use catchment_eventlog::EventLog;
 use catchment_eventlog::embedded::EmbeddedLog;
 use catchment_gateway::GatewayMetrics;
+use catchment_gateway::transport::Protocol;
 use catchment_serve::status::{
     Engine as EngineStatus, GatewayStatus, HistoryStatus, Listener, PartitionStatus, Platform, PlatformStatus,
 };
@@ -34,23 +36,24 @@ pub(super) struct RunningPlatform {
 impl RunningPlatform {
     pub(super) fn new(
         engines: &[(Seam, Engine)],
-        addresses: Addresses,
+        addresses: &Addresses,
         log: &Arc<EmbeddedLog>,
         history: &Arc<History>,
         distributor: &Distributor,
         gateway: &GatewayMetrics,
     ) -> Self {
-        let listener = |name: &str, url: String| Listener { name: name.to_owned(), url };
+        let listener = |(protocol, address): &(Protocol, SocketAddr)| match protocol {
+            Protocol::Pg => Listener { name: "postgres".to_owned(), url: format!("postgresql://{address}") },
+            protocol => {
+                Listener { name: protocol.name().to_owned(), url: format!("{}://{address}", protocol.name()) }
+            }
+        };
         let engine = |(seam, engine): &(Seam, Engine)| EngineStatus {
             part: seam.name().to_owned(),
             url: engine.to_string(),
         };
         Self {
-            listeners: vec![
-                listener("http", format!("http://{}", addresses.http)),
-                listener("mqtt", format!("mqtt://{}", addresses.mqtt)),
-                listener("postgres", format!("postgresql://{}", addresses.pg)),
-            ],
+            listeners: addresses.0.iter().map(listener).collect(),
             engines: engines.iter().filter(|(_, engine)| *engine != Engine::Off).map(engine).collect(),
             log: Arc::clone(log),
             history: Arc::clone(history),

@@ -102,4 +102,21 @@ fn only_loopback_is_private() {
     assert!(Settings::default().loopback_only());
     let open = Settings { mqtt: SocketAddr::from(([0, 0, 0, 0], 1883)), ..Settings::default() };
     assert!(!open.loopback_only());
+    let open = Settings { https: Some(SocketAddr::from(([0, 0, 0, 0], 8443))), ..Settings::default() };
+    assert!(!open.loopback_only());
+    let balanced = "[[listeners]]\nprotocol = \"mqtt\"\naddress = \"127.0.0.1:1884\"\n";
+    assert!(load_file(balanced).unwrap().loopback_only());
+    let from = format!("{balanced}proxy_protocol_from = [\"127.0.0.1\"]\n");
+    assert!(!load_file(&from).unwrap().loopback_only());
+}
+
+#[test]
+fn listeners_with_tls_need_a_certificate() {
+    let error = |text: &str| load_file(text).unwrap().check().unwrap_err().to_string();
+    let text = "mqtts = \"127.0.0.1:8883\"\n";
+    assert!(error(text).contains("mqtts 127.0.0.1:8883 needs a certificate"), "{}", error(text));
+    let text = "[[listeners]]\nprotocol = \"pg\"\naddress = \"127.0.0.1:1\"\n";
+    assert!(error(text).contains("[[listeners]] takes"), "{}", error(text));
+    let text = "[network]\nopening_s_max = 0\n";
+    assert_eq!(error(text), "network.opening_s_max is 0; it must be from 1 to 3600");
 }

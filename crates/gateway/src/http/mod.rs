@@ -42,6 +42,7 @@ use crate::admission::{Credentials, Denied, Principal, Purpose};
 use crate::gateway::Gateway;
 use crate::ingest::is_kept;
 use crate::metrics::GatewayMetrics;
+use crate::transport::PeerCertificate;
 use crate::ws;
 
 impl Gateway {
@@ -154,8 +155,7 @@ async fn admit(
     let bad_name = |name: catchment_types::BadName| HttpError::bad_request("name", name).hint(NAME_HINT);
     check_device_id(&device_id).map_err(bad_name)?;
     check_event_type(&event_type).map_err(bad_name)?;
-    let remote = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
-    let principal = authenticate(gateway, &parts.headers, &parts.uri, remote).await?;
+    let principal = authenticate(gateway, parts).await?;
     if !is_kept(&principal.realm) {
         let message = format!("events of the realm {:?} are not kept yet, only brokered", principal.realm);
         return Err(HttpError::new(StatusCode::FORBIDDEN, "realm", message)
@@ -245,22 +245,24 @@ fn log_error(error: &LogError) -> HttpError {
     }
 }
 
-async fn authenticate(
-    gateway: &Gateway,
-    headers: &HeaderMap,
-    uri: &Uri,
-    remote: Option<SocketAddr>,
-) -> Result<Principal, HttpError> {
-    let authorization = Authorization::read(headers)?;
+async fn authenticate(gateway: &Gateway, parts: &Parts) -> Result<Principal, HttpError> {
+    let authorization = Authorization::read(&parts.headers)?;
     if matches!(authorization, Authorization::None) {
-        refuse_foreign_page(gateway, headers, uri)?;
+        refuse_foreign_page(gateway, &parts.headers, &parts.uri)?;
     }
     let (username, password) = match &authorization {
         Authorization::None => (None, None),
         Authorization::Bearer(token) => (None, Some(token.as_bytes())),
         Authorization::Basic(username, password) => (Some(username.as_str()), Some(password.as_bytes())),
     };
-    let credentials = Credentials { client_id: "", username, password, remote, purpose: Purpose::Request };
+    let credentials = Credentials {
+        client_id: "",
+        username,
+        password,
+        remote: parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0),
+        certificate: parts.extensions.get::<Arc<PeerCertificate>>().map(|certificate| &**certificate),
+        purpose: Purpose::Request,
+    };
     gateway.authenticate(credentials).await.map_err(|denied| match denied {
         Denied::BadCredentials => HttpError::unauthorized("the credentials are missing or wrong"),
         Denied::NotAllowed(message) => HttpError::new(StatusCode::FORBIDDEN, "forbidden", message),

@@ -19,6 +19,7 @@ use super::will::Will;
 use crate::admission::{Credentials, Denied, Principal, Purpose};
 use crate::gateway::{Gateway, Registered};
 use crate::metrics::GatewayMetrics;
+use crate::transport::Remote;
 
 /// How long a last word to a client may take.
 const FAREWELL_MAX: Duration = Duration::from_secs(1);
@@ -29,7 +30,7 @@ const SETTLE_MAX: Duration = Duration::from_secs(5);
 pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
     gateway: Arc<Gateway>,
     mut stream: S,
-    remote: Option<SocketAddr>,
+    mut remote: Remote,
     registered: Registered,
 ) {
     let signal = Arc::clone(registered.signal());
@@ -38,6 +39,7 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
     let read = tokio::select! {
         biased;
         () = until_shut_down(&signal) => return,
+        () = remote.ended() => return GatewayMetrics::count(&gateway.metrics.connections_refused, "evicted"),
         read = tokio::time::timeout(limit, read_packet(&mut stream, packet_bytes_max)) => read,
     };
     let bytes = match read {
@@ -46,16 +48,17 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
         Err(_) => return GatewayMetrics::count(&gateway.metrics.connections_refused, "connect_timeout"),
     };
     let Ok(Framed::Packet(frame)) = codec::frame(&bytes, packet_bytes_max) else { return };
-    match admit(&gateway, &frame, remote, &signal).await {
+    match admit(&gateway, &frame, &remote, &signal).await {
         Ok(admitted) => {
+            remote.opening = None;
             let rest = bytes[frame.length..].to_vec();
             drop(bytes);
             gateway.metrics.connections_total.inc();
-            run(gateway, stream, remote, signal, admitted, rest).await;
+            run(gateway, stream, remote.address, signal, admitted, rest).await;
         }
         Err(refusal) => {
             GatewayMetrics::count(&gateway.metrics.connections_refused, refusal.error.reason.name());
-            tracing::debug!(?remote, reason = refusal.error.detail, "connection refused");
+            tracing::debug!(remote = ?remote.address, reason = refusal.error.detail, "connection refused");
             let Some(version) = refusal.version else { return };
             let mut output = Vec::new();
             let answer = ConnAck {
@@ -115,7 +118,7 @@ struct Admitted {
 async fn admit(
     gateway: &Arc<Gateway>,
     frame: &Frame<'_>,
-    remote: Option<SocketAddr>,
+    remote: &Remote,
     signal: &Arc<Signal>,
 ) -> Result<Admitted, Refusal> {
     let connect = codec::decode_connect(frame).map_err(|(error, version)| {
@@ -131,7 +134,8 @@ async fn admit(
         client_id: connect.client_id,
         username: connect.username,
         password: connect.password,
-        remote,
+        remote: remote.address,
+        certificate: remote.certificate.as_deref(),
         purpose: Purpose::Connection,
     };
     let mut principal = gateway.authenticate(credentials).await.map_err(|denied| match denied {

@@ -10,6 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use super::Shared;
 use super::catalog::Identity;
+use super::encryption::{self, Halves};
 use super::error::{Fault, PgError, code};
 use super::session::Session;
 use super::startup::{Started, handshake};
@@ -27,11 +28,17 @@ pub(super) async fn serve(
 ) {
     // Answers are small and waited for.
     let _ = stream.set_nodelay(true);
-    let (read, write) = stream.into_split();
-    let mut reader = Reader::new(read, shared.config.message_bytes_max);
+    let limit = tokio::time::Instant::now() + Duration::from_secs(shared.config.startup_timeout_s);
+    let begun = tokio::select! {
+        begun = tokio::time::timeout_at(limit, encryption::begin(stream, shared.tls.as_deref())) => begun,
+        () = stopped(&mut stopping) => return,
+    };
+    // Nobody is left to be told, or can be without TLS.
+    let Ok(Ok(Halves { read, write, ahead, secured })) = begun else { return };
+    let mut reader = Reader::new(read, ahead, shared.config.message_bytes_max);
     let mut writer = Writer::new(write);
     let started = tokio::select! {
-        started = tokio::time::timeout(Duration::from_secs(shared.config.startup_timeout_s), handshake(&mut reader, &mut writer, &shared)) => started,
+        started = tokio::time::timeout_at(limit, handshake(&mut reader, &mut writer, &shared, secured)) => started,
         () = stopped(&mut stopping) => return,
     };
     let started = match started {

@@ -1,4 +1,4 @@
-//! The first exchange of a connection: encryption refused, a user admitted, a session announced; or a request to cancel.
+//! The first exchange of a connection: encryption refused where `encryption` has not begun it, a user admitted, a session announced; or a request to cancel.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -40,8 +40,15 @@ pub(super) async fn handshake(
     reader: &mut Reader,
     writer: &mut Writer,
     shared: &Shared,
+    secured: bool,
 ) -> Result<Option<Started>, Fault> {
     let Some(parameters) = start_up(reader, writer, shared).await? else { return Ok(None) };
+    if shared.config.tls_required && !secured {
+        shared.metrics.refused("no_tls");
+        return Err(PgError::fatal("28000", "connections without TLS are not let in")
+            .hint("connect with sslmode=require or better")
+            .into());
+    }
     let parameter = |name: &str| parameters.get(name).map(String::as_str).filter(|value| !value.is_empty());
     let user = parameter("user")
         .ok_or_else(|| PgError::fatal("28000", "no user name in the start-up packet"))?

@@ -8,8 +8,7 @@ use std::io;
 
 use bytes::{Buf, BufMut, BytesMut};
 use pgwire::messages::{DecodeContext, PgWireBackendMessage, PgWireFrontendMessage, ProtocolVersion};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::error::{Fault, PgError, code};
 
@@ -17,23 +16,32 @@ use super::error::{Fault, PgError, code};
 const STARTUP_BYTES_MAX: usize = 10_000;
 /// How much of what a client sends ahead is kept while a statement runs, in bytes.
 const AHEAD_BYTES_MAX: usize = 1 << 20;
+/// Room for input to begin with, in bytes.
+const READ_BYTES: usize = 8 << 10;
 /// Output is handed to the socket in pieces of about this size, in bytes.
 const WRITE_BYTES: usize = 64 << 10;
 
 /// What a client sends.
 pub(super) struct Reader {
-    half: OwnedReadHalf,
+    half: Box<dyn AsyncRead + Send + Unpin>,
     buffer: BytesMut,
     context: DecodeContext,
     message_bytes_max: usize,
 }
 
 impl Reader {
-    pub(super) fn new(half: OwnedReadHalf, message_bytes_max: usize) -> Self {
+    /// `ahead`: what was read already.
+    pub(super) fn new(
+        half: Box<dyn AsyncRead + Send + Unpin>,
+        ahead: BytesMut,
+        message_bytes_max: usize,
+    ) -> Self {
         let mut context = DecodeContext::new(ProtocolVersion::PROTOCOL3_0);
         context.awaiting_frontend_ssl = false;
         context.awaiting_frontend_startup = false;
-        Self { half, buffer: BytesMut::with_capacity(8 << 10), context, message_bytes_max }
+        let mut buffer = ahead;
+        buffer.reserve(READ_BYTES);
+        Self { half, buffer, context, message_bytes_max }
     }
 
     /// The next frame without a type byte, with its length; nothing when the client has left before one began.
@@ -165,12 +173,12 @@ fn is_well_formed(frame: &[u8]) -> bool {
 
 /// What a client gets.
 pub(super) struct Writer {
-    half: OwnedWriteHalf,
+    half: Box<dyn AsyncWrite + Send + Unpin>,
     buffer: BytesMut,
 }
 
 impl Writer {
-    pub(super) fn new(half: OwnedWriteHalf) -> Self {
+    pub(super) fn new(half: Box<dyn AsyncWrite + Send + Unpin>) -> Self {
         Self { half, buffer: BytesMut::with_capacity(WRITE_BYTES) }
     }
 
@@ -221,7 +229,8 @@ impl Writer {
                 return Err(io::ErrorKind::WriteZero.into());
             }
         }
-        Ok(())
+        // Under TLS a write may still be on its way to the socket.
+        self.half.flush().await
     }
 }
 

@@ -1,0 +1,103 @@
+//! A connection's bytes, with or without TLS, and the places that it holds as long as it lives.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_rustls::server::TlsStream;
+
+use super::leash::Leashed;
+use super::limits::AddressPlace;
+
+/// A client's connection.
+#[derive(Debug)]
+pub struct Stream {
+    bytes: Bytes,
+    /// Of clients with a certificate: what ends the connection once the certificate is no longer good.
+    leash: Option<Leashed>,
+    _places: Places,
+}
+
+#[derive(Debug)]
+enum Bytes {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// What a connection counts against while it is open.
+#[derive(Debug, Default)]
+pub(super) struct Places {
+    pub(super) _address: Option<AddressPlace>,
+    pub(super) _listener: Option<OwnedSemaphorePermit>,
+}
+
+impl Stream {
+    pub(super) fn plain(stream: TcpStream, places: Places) -> Self {
+        Self { bytes: Bytes::Plain(stream), leash: None, _places: places }
+    }
+
+    pub(super) fn tls(stream: TlsStream<TcpStream>, leash: Option<Leashed>, places: Places) -> Self {
+        Self { bytes: Bytes::Tls(Box::new(stream)), leash, _places: places }
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.leash.as_ref().is_some_and(|leash| leash.is_cut(cx)) {
+            let message = "the client's certificate is no longer good";
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::PermissionDenied, message)));
+        }
+        match &mut self.bytes {
+            Bytes::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Bytes::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.bytes {
+            Bytes::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Bytes::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.bytes {
+            Bytes::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+            Bytes::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.bytes {
+            Bytes::Plain(stream) => stream.is_write_vectored(),
+            Bytes::Tls(stream) => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.bytes {
+            Bytes::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Bytes::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.bytes {
+            Bytes::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Bytes::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
