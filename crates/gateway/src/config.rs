@@ -44,6 +44,12 @@ pub struct MqttConfig {
     pub topic_levels_max: usize,
     /// Topic aliases that a 5.0 client may use.
     pub topic_aliases_max: u16,
+    /// Topic aliases that the server uses towards a 5.0 client that allows as many.
+    pub outgoing_topic_aliases_max: u16,
+    /// Longest time, in seconds, that a client may take nothing of what it is sent; then its connection is closed.
+    pub write_s_max: u64,
+    /// Seconds between two publications of the server's own figures below `$SYS/broker`; 0: never.
+    pub sys_interval_s: u64,
     /// Messages of QoS 1 and 2 that a 5.0 client may have unacknowledged (receive maximum).
     pub receive_maximum: u16,
     /// Events of one connection that may be on their way to the log; over it the connection is not read.
@@ -125,6 +131,9 @@ impl Default for MqttConfig {
             topic_bytes_max: 1024,
             topic_levels_max: 32,
             topic_aliases_max: 64,
+            outgoing_topic_aliases_max: 32,
+            write_s_max: 30,
+            sys_interval_s: 10,
             receive_maximum: 1024,
             inflight_events_max: 8192,
             inflight_bytes_max: 4 << 20,
@@ -196,6 +205,9 @@ impl GatewayConfig {
             ("mqtt.topic_bytes_max", mqtt.topic_bytes_max as u64, 16, 65_535),
             ("mqtt.topic_levels_max", mqtt.topic_levels_max as u64, 3, 128),
             ("mqtt.receive_maximum", mqtt.receive_maximum.into(), 1, 65_535),
+            ("mqtt.outgoing_topic_aliases_max", mqtt.outgoing_topic_aliases_max.into(), 0, 1024),
+            ("mqtt.write_s_max", mqtt.write_s_max, 1, 3600),
+            ("mqtt.sys_interval_s", mqtt.sys_interval_s, 0, 86_400),
             ("mqtt.inflight_events_max", mqtt.inflight_events_max as u64, 1, 1 << 20),
             ("mqtt.inflight_bytes_max", mqtt.inflight_bytes_max as u64, 1, 1024 * MIB),
             ("mqtt.outgoing_messages_max", mqtt.outgoing_messages_max.into(), 1, 16_384),

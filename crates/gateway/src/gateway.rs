@@ -409,6 +409,8 @@ async fn recheck(gateway: Weak<Gateway>, mut changes: watch::Receiver<u64>) {
 async fn sweep(gateway: Weak<Gateway>) {
     let mut ticks = tokio::time::interval(SWEEP_EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let started = Instant::now();
+    let mut figures_due = started;
     for round in 0u32.. {
         ticks.tick().await;
         let Some(gateway) = gateway.upgrade() else { return };
@@ -423,6 +425,13 @@ async fn sweep(gateway: Weak<Gateway>) {
         }
         if round % RETAINED_SWEEPS == 0 {
             gateway.sweep_retained();
+        }
+        let interval = Duration::from_secs(gateway.config.mqtt.sys_interval_s);
+        if !interval.is_zero() && figures_due <= Instant::now() {
+            figures_due = Instant::now() + interval;
+            for broker in gateway.brokers.read().values() {
+                mqtt::publish_figures(broker, &gateway.metrics, started.elapsed());
+            }
         }
     }
 }

@@ -21,6 +21,9 @@ pub struct GatewayMetrics {
     pub(crate) disconnects: Family<Label, Counter>,
     pub(crate) sessions: Gauge,
     pub(crate) subscriptions: Gauge,
+    pub(crate) received_bytes: Counter,
+    pub(crate) sent_bytes: Counter,
+    pub(crate) received_messages: Counter,
     pub(crate) mqtt_events: Counter,
     pub(crate) mqtt_event_bytes: Counter,
     pub(crate) http_events: Counter,
@@ -56,6 +59,9 @@ impl GatewayMetrics {
         ];
         let counters = [
             ("connections_accepted", "MQTT connections that were let in", &self.connections_total),
+            ("received_bytes", "Bytes that MQTT connections have sent us", &self.received_bytes),
+            ("sent_bytes", "Bytes sent on MQTT connections", &self.sent_bytes),
+            ("received_messages", "MQTT messages that clients have published", &self.received_messages),
             ("mqtt_events", "Events handed to the log from MQTT", &self.mqtt_events),
             ("mqtt_event_bytes", "Payload bytes of these events", &self.mqtt_event_bytes),
             ("http_events", "Events made durable from HTTP", &self.http_events),

@@ -12,8 +12,9 @@ use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 
 use super::keep::{Keeper, Record};
+use super::recall::SYS_LIMITS;
 use super::retained::{Retained, RetainedLimits};
-use super::session::{Delivery, Parting, QueueLimits, Session};
+use super::session::{Parting, QueueLimits, Remains, Session};
 use super::signal::{Signal, TAKEN_OVER};
 use super::subscriptions::{Subscriptions, Wish};
 use super::topics::{Filter, TopicLimits};
@@ -92,6 +93,8 @@ pub(crate) struct Broker {
     realm: Box<str>,
     pub(crate) subscriptions: Subscriptions,
     pub(crate) retained: Retained,
+    /// The server's own figures. They count for no limit, are not kept, and nobody else can write them.
+    pub(super) sys: Retained,
     pub(super) sessions: Mutex<HashMap<Box<str>, Arc<Session>, RandomState>>,
     /// When sessions without a connection have something to do, earliest first.
     timers: Mutex<BinaryHeap<Reverse<Timer>>>,
@@ -117,6 +120,7 @@ impl Broker {
                 messages_max: config.retained_messages_max,
                 bytes_max: config.retained_bytes_max,
             }),
+            sys: Retained::new(SYS_LIMITS),
             sessions: Mutex::default(),
             timers: Mutex::default(),
             topic_limits: config.topic_limits(),
@@ -209,11 +213,12 @@ impl Broker {
 
     /// Ends a session that is no longer in the map.
     fn end(&self, session: &Session) -> Option<Will> {
-        let (filters, will) = session.end();
+        let Remains { filters, will, shared } = session.end();
         for filter in filters.iter().filter_map(|filter| self.topic_limits.filter(filter)) {
             self.subscriptions.remove(filter, session.id());
         }
         self.metrics.subscriptions.set(i64::try_from(self.subscriptions.len()).unwrap_or(i64::MAX));
+        shared.into_iter().for_each(|delivery| self.pass_on(delivery));
         will
     }
 
@@ -253,8 +258,8 @@ impl Broker {
         None
     }
 
-    /// Adds a subscription and queues the retained messages that go with it. `false` when the session has as many as it
-    /// may.
+    /// Adds a subscription and queues the retained messages that go with it: at once where there is at most one, else page
+    /// by page by [`Broker::recall`]. `false` when the session has as many filters as it may.
     pub(crate) fn subscribe(
         &self,
         session: &Arc<Session>,
@@ -270,27 +275,11 @@ impl Broker {
         let is_new = self.subscriptions.insert(filter, session, wish);
         session.record(&Record::Subscribed { session: session.id(), filter: text, wish });
         self.metrics.subscriptions.set(i64::try_from(self.subscriptions.len()).unwrap_or(i64::MAX));
-        if filter.group.is_none() && retained(is_new) {
-            self.send_retained(session, filter.filter, wish);
+        if filter.group.is_some() || !retained(is_new) {
+            return true;
         }
+        self.recall(session, filter.filter, wish);
         true
-    }
-
-    fn send_retained(&self, session: &Session, filter: &str, wish: Wish) {
-        let messages = self.retained.matching(filter);
-        let count = messages.len() as u64;
-        let deliveries = messages
-            .into_iter()
-            .filter(|message| !(wish.no_local && message.publisher == session.id()))
-            .map(|message| {
-                let qos = message.qos.min(wish.qos);
-                let ids = Vec::from_iter(Some(wish.subscription_id).filter(|&id| id != 0));
-                session.keep_delivery(&self.realm, Delivery::new(message, qos, true, ids))
-            });
-        let deliveries = deliveries.collect::<Vec<_>>().into_iter();
-        if session.enqueue_all(deliveries).is_err() {
-            self.metrics.deliveries_dropped_full.inc_by(count);
-        }
     }
 
     /// Takes a subscription away. `false` when there was none.

@@ -12,11 +12,13 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 use super::acks::{Acks, Released};
+use super::aliases::Aliases;
 use super::broker::Broker;
-use super::codec::{self, AckKind, Frame, Framed, Packet, ProtocolError, Reason, Version};
+use super::codec::{self, AckKind, Frame, Framed, Packet, Peer, ProtocolError, Reason, Version};
 use super::inbound::{Forward, Tally, TopicCache};
+use super::output::Output;
 use super::pool::{READ_BYTES, Workspace};
-use super::session::{Peer, Session};
+use super::session::{NothingWanted, Session};
 use super::signal::{DELIVER, SHUT_DOWN, Signal, TAKEN_OVER};
 use super::standing::Standing;
 use crate::admission::Principal;
@@ -27,7 +29,7 @@ use crate::metrics::GatewayMetrics;
 /// Output that may wait for the client to read. Over it nothing is read from that client, nor delivered to it.
 const OUTPUT_BYTES_MAX: usize = 64 << 10;
 /// Buffers above this are given back when they are empty.
-const KEPT_BYTES_MAX: usize = 2 << 10;
+pub(super) const KEPT_BYTES_MAX: usize = 2 << 10;
 
 /// Why a connection ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +38,8 @@ pub(super) enum Close {
     Goodbye { with_will: bool, session_expiry_s: Option<u32> },
     /// The network is gone.
     Lost,
+    /// The client takes nothing of what it is sent.
+    Stalled,
     /// The server ends it, and tells a 5.0 client why.
     Fault(ProtocolError),
 }
@@ -71,20 +75,16 @@ pub(crate) struct Connection<S> {
     pub(super) recorded: bool,
     /// What is answered to the current read waits for records.
     pub(super) confirm: bool,
+    /// For 5.0 clients that allow the server aliases.
+    pub(super) aliases: Option<Box<Aliases>>,
     /// QoS 2 messages that the client has not released.
     pub(super) received_count: usize,
     /// Something may wait in the session's queue.
     pub(super) deliverable: bool,
+    /// Retained messages may be wanted that are not queued yet.
+    pub(super) retained_wanted: bool,
     pub(super) keep_alive: Option<KeepAlive>,
     pub(super) standing: Standing,
-}
-
-/// Bytes on their way to the client.
-#[derive(Debug, Default)]
-pub(super) struct Output {
-    pub(super) bytes: Vec<u8>,
-    sent: usize,
-    unflushed: bool,
 }
 
 /// Ends connections that are silent for one and a half times what they promised.
@@ -173,9 +173,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         loop {
             self.deliver();
             match self.output.poll_send(&mut self.stream, cx) {
+                Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::TimedOut => {
+                    return Err(Close::Stalled);
+                }
                 Poll::Ready(Err(_)) => return Err(Close::Lost),
                 Poll::Ready(Ok(())) if self.deliverable => {}
                 _ => break,
+            }
+        }
+        self.output.report(&self.gateway.metrics);
+        // One page a turn: others have theirs in between.
+        if self.retained_wanted && !self.deliverable {
+            match self.broker.queue_retained(&self.session) {
+                Ok(false) => {}
+                Ok(true) => {
+                    self.deliverable = true;
+                    cx.waker().wake_by_ref();
+                }
+                Err(NothingWanted) => self.retained_wanted = false,
             }
         }
         // A client that is not read now cannot be blamed for silence.
@@ -206,7 +221,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             self.partial.reserve(missing.min(self.partial.len().max(READ_BYTES)));
             let mut limited = bytes::BufMut::limit(&mut self.partial, missing);
             let read = ready!(tokio_util::io::poll_read_buf(Pin::new(&mut self.stream), cx, &mut limited))?;
-            self.note_input();
+            self.note_input(read);
             return Poll::Ready(if read == 0 {
                 Err(ended())
             } else {
@@ -224,16 +239,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Ready(Ok(())) if buffer.filled().is_empty() => Poll::Ready(Err(ended())),
             Poll::Ready(Ok(())) => {
-                let length = held + buffer.filled().len();
+                let read = buffer.filled().len();
+                let length = held + read;
                 workspace.buffer[..held].copy_from_slice(&self.partial);
                 self.partial.clear();
-                self.note_input();
+                self.note_input(read);
                 Poll::Ready(Ok(Step::Input(workspace, Input::Buffer(length))))
             }
         }
     }
 
-    fn note_input(&mut self) {
+    fn note_input(&mut self, bytes: usize) {
+        self.gateway.metrics.received_bytes.inc_by(bytes as u64);
         if let Some(keep_alive) = &mut self.keep_alive {
             keep_alive.last_input = Instant::now();
         }
@@ -307,7 +324,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Encodes what waits for the client, as far as there is room.
     fn deliver(&mut self) {
         if self.deliverable && self.output.len() < OUTPUT_BYTES_MAX {
-            let filled = self.session.fill(&mut self.output.bytes, OUTPUT_BYTES_MAX, &self.peer);
+            let aliases = self.aliases.as_deref_mut();
+            let filled = self.session.fill(&mut self.output.bytes, OUTPUT_BYTES_MAX, &self.peer, aliases);
             // Full: there may be more. Otherwise the queue is empty or the client's window full, and somebody will tell.
             self.deliverable = self.output.bytes.len() >= OUTPUT_BYTES_MAX;
             let metrics = &self.gateway.metrics;
@@ -333,7 +351,7 @@ impl<S> Connection<S> {
                 } else if owed.kind == AckKind::Rec && owed.append.is_some() {
                     session.proven(owed.packet_id);
                 }
-                codec::puback(&mut output.bytes, owed.kind, peer.version, owed.packet_id, owed.reason);
+                codec::puback(&mut output.bytes, owed.kind, peer, owed.packet_id, owed.reason);
                 Ok(())
             }
             Released::Ack(owed, Some(error)) => {
@@ -341,13 +359,8 @@ impl<S> Connection<S> {
                     *received_count -= 1;
                 }
                 if peer.version == Version::V5 && matches!(error, LogError::Full { .. }) {
-                    codec::puback(
-                        &mut output.bytes,
-                        owed.kind,
-                        peer.version,
-                        owed.packet_id,
-                        Reason::QuotaExceeded,
-                    );
+                    let full = Reason::QuotaExceeded;
+                    codec::puback(&mut output.bytes, owed.kind, peer, owed.packet_id, full);
                     return Ok(());
                 }
                 Err(log_fault(error))
@@ -385,43 +398,5 @@ fn log_fault_name(error: &LogError) -> &'static str {
         LogError::Full { .. } => "log_full",
         LogError::Closed => "log_closed",
         _ => "log_failed",
-    }
-}
-
-impl Output {
-    /// Starts with bytes to send.
-    pub(super) fn new(bytes: Vec<u8>) -> Self {
-        Self { bytes, ..Self::default() }
-    }
-
-    /// Bytes that are not sent yet.
-    pub(super) fn len(&self) -> usize {
-        self.bytes.len() - self.sent
-    }
-
-    /// Writes until everything is with the system. Ready then.
-    pub(super) fn poll_send<S: AsyncWrite + Unpin>(
-        &mut self,
-        stream: &mut S,
-        cx: &mut Context<'_>,
-    ) -> Poll<io::Result<()>> {
-        while self.sent < self.bytes.len() {
-            let written = ready!(Pin::new(&mut *stream).poll_write(cx, &self.bytes[self.sent..]))?;
-            if written == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            self.sent += written;
-            self.unflushed = true;
-        }
-        self.sent = 0;
-        self.bytes.clear();
-        if self.bytes.capacity() > KEPT_BYTES_MAX {
-            self.bytes = Vec::new();
-        }
-        if self.unflushed {
-            ready!(Pin::new(stream).poll_flush(cx))?;
-            self.unflushed = false;
-        }
-        Poll::Ready(Ok(()))
     }
 }

@@ -8,8 +8,8 @@ use super::connection::{Close, Connection};
 use super::subscriptions::Wish;
 use crate::metrics::GatewayMetrics;
 
-/// DISCONNECT's reason code that asks for the will all the same.
-const DISCONNECT_WITH_WILL: u8 = 0x04;
+/// DISCONNECT's reason code that takes the will back; with any other it is published (5.0, 3.14.4).
+const NORMAL_DISCONNECTION: u8 = 0x00;
 /// Reason codes from here on tell of failures.
 const FAILURES: u8 = 0x80;
 
@@ -30,11 +30,18 @@ impl<S> Connection<S> {
                 self.send_ack(AckKind::Comp, ack.packet_id, reason);
             }
             Packet::Subscribe(subscribe) => self.subscribe(&subscribe)?,
-            Packet::Unsubscribe(unsubscribe) => self.unsubscribe(&unsubscribe),
+            Packet::Unsubscribe(unsubscribe) => self.unsubscribe(&unsubscribe)?,
             Packet::PingReq => codec::ping_response(&mut self.output.bytes),
             Packet::Disconnect(disconnect) => {
+                if disconnect.session_expiry_s.is_some_and(|seconds| seconds > 0)
+                    && self.session.is_transient()
+                {
+                    return Err(Close::Fault(ProtocolError::protocol(
+                        "DISCONNECT keeps a session that was to end with its connection",
+                    )));
+                }
                 return Err(Close::Goodbye {
-                    with_will: disconnect.code == DISCONNECT_WITH_WILL,
+                    with_will: disconnect.code != NORMAL_DISCONNECTION,
                     session_expiry_s: disconnect.session_expiry_s,
                 });
             }
@@ -57,11 +64,12 @@ impl<S> Connection<S> {
     }
 
     fn send_ack(&mut self, kind: AckKind, packet_id: u16, reason: Reason) {
-        codec::puback(&mut self.output.bytes, kind, self.peer.version, packet_id, reason);
+        codec::puback(&mut self.output.bytes, kind, &self.peer, packet_id, reason);
     }
 
     fn subscribe(&mut self, subscribe: &Subscribe<'_>) -> Result<(), Close> {
         let mut codes = Vec::with_capacity(subscribe.filters.len());
+        let mut refusal = Reason::Success;
         for &(filter, options) in &subscribe.filters {
             codes.push(match self.subscribe_to(filter, options, subscribe.subscription_id) {
                 Ok(()) => options.qos as u8,
@@ -69,12 +77,16 @@ impl<S> Connection<S> {
                     return Err(Close::Fault(ProtocolError::protocol("a shared subscription with no-local")));
                 }
                 Err(_) if self.peer.version == Version::V3 => FAILURES,
-                Err(reason) => reason.code(),
+                Err(reason) => {
+                    refusal = if refusal == Reason::Success { reason } else { refusal };
+                    reason.code()
+                }
             });
         }
         self.confirm = true;
-        codec::suback(&mut self.output.bytes, self.peer.version, subscribe.packet_id, &codes);
-        Ok(())
+        self.retained_wanted = true;
+        let packet_id = subscribe.packet_id;
+        answered(codec::suback(&mut self.output.bytes, &self.peer, packet_id, &codes, refusal))
     }
 
     fn subscribe_to(&mut self, text: &str, options: SubscribeOptions, id: u32) -> Result<(), Reason> {
@@ -107,17 +119,31 @@ impl<S> Connection<S> {
         if added { Ok(()) } else { Err(Reason::QuotaExceeded) }
     }
 
-    fn unsubscribe(&mut self, unsubscribe: &Unsubscribe<'_>) {
+    fn unsubscribe(&mut self, unsubscribe: &Unsubscribe<'_>) -> Result<(), Close> {
         let mut codes = Vec::with_capacity(unsubscribe.filters.len());
+        let mut refusal = Reason::Success;
         for &text in &unsubscribe.filters {
             let reason = match self.gateway.topic_limits.filter(text) {
-                None => Reason::TopicFilterInvalid,
+                None => {
+                    refusal = Reason::TopicFilterInvalid;
+                    refusal
+                }
                 Some(filter) if self.broker.unsubscribe(&self.session, text, filter) => Reason::Success,
                 Some(_) => Reason::NoSubscriptionExisted,
             };
             codes.push(reason.code());
         }
         self.confirm = true;
-        codec::unsuback(&mut self.output.bytes, self.peer.version, unsubscribe.packet_id, &codes);
+        let packet_id = unsubscribe.packet_id;
+        answered(codec::unsuback(&mut self.output.bytes, &self.peer, packet_id, &codes, refusal))
     }
+}
+
+/// A client that asks for more at once than it takes an answer to cannot be answered.
+fn answered(fits: bool) -> Result<(), Close> {
+    let error = ProtocolError {
+        reason: Reason::PacketTooLarge,
+        detail: "the answer would be larger than the client's maximum packet size",
+    };
+    if fits { Ok(()) } else { Err(Close::Fault(error)) }
 }

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::broker::{Attach, AttachError, Attached, Broker};
+use super::delivery::Delivery;
 use super::keep::{Image, KeptSession, Origin, Queued, Record};
 use super::message::Message;
-use super::session::{Delivery, Place, Session};
+use super::session::{Place, Session};
 use super::subscriptions::Target;
 use super::topics::is_reserved;
 
@@ -95,8 +96,31 @@ impl Broker {
             let retain = message.retain && target.retain_as_published;
             let qos = message.qos.min(target.qos);
             let mut delivery = Delivery::new(Arc::clone(message), qos, retain, target.subscription_ids);
-            (delivery.seq, delivery.position) = (seq, staged.position);
+            (delivery.seq, delivery.position, delivery.shared) = (seq, staged.position, target.shared);
             if target.session.enqueue(delivery).is_err() {
+                self.metrics.deliveries_dropped_full.inc();
+                target.session.record_finished(seq);
+            }
+        }
+    }
+
+    /// Queues a message that is neither kept nor retained with the others.
+    pub(super) fn show(&self, message: &Arc<Message>) {
+        let targets = self.subscriptions.targets(message.topic(), message.publisher);
+        let targets = targets.into_iter().map(|target| (target, 0)).collect();
+        self.deliver(message, Staged { targets, position: 0, is_retained: true });
+    }
+
+    /// Gives a message that a member of a shared subscription left behind to another member.
+    pub(super) fn pass_on(&self, delivery: Delivery) {
+        let filter = delivery.shared.as_deref().and_then(|name| self.topic_limits.filter(name));
+        if let Some(target) = filter.and_then(|filter| self.subscriptions.choose(filter)) {
+            let Delivery { message, .. } = delivery;
+            let (retain, qos) = (message.retain && target.retain_as_published, message.qos.min(target.qos));
+            let passed = Delivery::new(message, qos, retain, target.subscription_ids).by(target.shared);
+            let passed = target.session.keep_delivery(self.realm(), passed);
+            let seq = passed.seq;
+            if target.session.enqueue(passed).is_err() {
                 self.metrics.deliveries_dropped_full.inc();
                 target.session.record_finished(seq);
             }

@@ -8,15 +8,17 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::acks::{Acks, InflightLimits};
+use super::aliases::Aliases;
 use super::broker::{Attach, AttachError, Attached, Broker};
-use super::codec::{self, ConnAck, Connect, Frame, Framed, Offer, ProtocolError, Reason, Version};
-use super::connection::{Close, Connection, KeepAlive, Output};
-use super::session::{Peer, Session};
+use super::codec::{self, ConnAck, Connect, Frame, Framed, Offer, Peer, ProtocolError, Reason, Version};
+use super::connection::{Close, Connection, KeepAlive};
+use super::output::Output;
+use super::session::Session;
 use super::signal::{SHUT_DOWN, Signal};
 use super::standing::Standing;
 use super::topics::is_reserved;
 use super::will::Will;
-use crate::admission::{Credentials, Denied, Principal, Purpose};
+use crate::admission::{Credentials, Denied, Principal, Purpose, Role};
 use crate::gateway::{Gateway, Registered};
 use crate::metrics::GatewayMetrics;
 use crate::transport::Remote;
@@ -67,7 +69,7 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
                 reason_string: refusal.error.detail,
                 offer: None,
             };
-            codec::connack(&mut output, version, &answer);
+            codec::connack(&mut output, version, &answer, refusal.packet_bytes_max);
             farewell(&mut stream, &output).await;
         }
     }
@@ -102,6 +104,7 @@ async fn read_packet(stream: &mut (impl AsyncRead + Unpin), packet_bytes_max: us
 struct Refusal {
     error: ProtocolError,
     version: Option<Version>,
+    packet_bytes_max: usize,
 }
 
 /// A connection that was let in.
@@ -111,6 +114,7 @@ struct Admitted {
     attached: Attached,
     peer: Peer,
     keep_alive_s: u16,
+    topic_alias_maximum: u16,
     /// CONNACK, and PUBRELs to repeat.
     output: Vec<u8>,
 }
@@ -122,14 +126,19 @@ async fn admit(
     signal: &Arc<Signal>,
 ) -> Result<Admitted, Refusal> {
     let connect = codec::decode_connect(frame).map_err(|(error, version)| {
-        // 3.1.1 has no code for a malformed CONNECT; a version that is not spoken is refused in words of 3.1.1.
-        let unsupported = error.reason == Reason::UnsupportedVersion;
-        let version = if unsupported { Some(Version::V3) } else { version.filter(|&v| v == Version::V5) };
-        Refusal { error, version }
+        // 3.1.1 has no code for a malformed CONNECT, only for a version that is not spoken.
+        let told = error.reason == Reason::UnsupportedVersion;
+        let version = version.filter(|&version| told || version == Version::V5);
+        Refusal { error, version, packet_bytes_max: usize::MAX }
     })?;
     let version = connect.version;
-    let refuse = |reason, detail| Refusal { error: ProtocolError { reason, detail }, version: Some(version) };
-    check(gateway, &connect).map_err(|error| Refusal { error, version: Some(version) })?;
+    let packet_bytes_max = usize::try_from(connect.packet_bytes_max).unwrap_or(usize::MAX);
+    let refuse = |reason, detail| Refusal {
+        error: ProtocolError { reason, detail },
+        version: Some(version),
+        packet_bytes_max,
+    };
+    check(gateway, &connect).map_err(|error| refuse(error.reason, error.detail))?;
     let credentials = Credentials {
         client_id: connect.client_id,
         username: connect.username,
@@ -163,10 +172,31 @@ async fn admit(
         (0, max) => max,
         (asked, max) => asked.min(max),
     };
+    let client_id = assigned.as_deref().unwrap_or(connect.client_id);
+    let response_info = connect.response_info.then(|| response_topic(&principal, client_id)).flatten();
+    let answer = |session_present| ConnAck {
+        session_present,
+        reason: Reason::Success,
+        reason_string: "",
+        offer: Some(Offer {
+            assigned_client_id: assigned.as_deref(),
+            session_expiry_s: Some(session_expiry_s).filter(|&given| given != connect.session_expiry_s),
+            keep_alive_s: Some(keep_alive_s).filter(|&given| given != connect.keep_alive_s),
+            receive_maximum: config.receive_maximum,
+            topic_alias_maximum: config.topic_aliases_max,
+            packet_bytes_max: u32::try_from(config.packet_bytes_max).unwrap_or(u32::MAX),
+            response_info: response_info.as_deref(),
+        }),
+    };
+    let mut output = Vec::new();
+    // Before anything happens: a client that cannot take the answer cannot be let in.
+    if !codec::connack(&mut output, version, &answer(false), packet_bytes_max) {
+        return Err(refuse(Reason::PacketTooLarge, "CONNACK would be larger than the client takes"));
+    }
     let broker = gateway.broker(&principal.realm);
     let owner = principal.owner();
     let attached = broker.attach(Attach {
-        client_id: assigned.as_deref().unwrap_or(connect.client_id),
+        client_id,
         owner: &owner,
         clean_start: connect.clean_start,
         expiry: Duration::from_secs(session_expiry_s.into()),
@@ -194,29 +224,29 @@ async fn admit(
     }
     let peer = Peer {
         version,
-        packet_bytes_max: usize::try_from(connect.packet_bytes_max).unwrap_or(usize::MAX),
+        packet_bytes_max,
         window: usize::from(connect.receive_maximum.min(config.outgoing_messages_max)),
+        problem_info: connect.problem_info,
     };
-    let offer = Offer {
-        assigned_client_id: assigned.as_deref(),
-        session_expiry_s: Some(session_expiry_s).filter(|&given| given != connect.session_expiry_s),
-        keep_alive_s: Some(keep_alive_s).filter(|&given| given != connect.keep_alive_s),
-        receive_maximum: config.receive_maximum,
-        topic_alias_maximum: config.topic_aliases_max,
-        packet_bytes_max: u32::try_from(config.packet_bytes_max).unwrap_or(u32::MAX),
-    };
-    let mut output = Vec::new();
-    let answer = ConnAck {
-        session_present: attached.present,
-        reason: Reason::Success,
-        reason_string: "",
-        offer: Some(offer),
-    };
-    codec::connack(&mut output, version, &answer);
+    output.clear();
+    codec::connack(&mut output, version, &answer(attached.present), packet_bytes_max);
     for &packet_id in &attached.released {
-        codec::puback(&mut output, codec::AckKind::Rel, version, packet_id, Reason::Success);
+        codec::puback(&mut output, codec::AckKind::Rel, &peer, packet_id, Reason::Success);
     }
-    Ok(Admitted { broker, principal, attached, peer, keep_alive_s, output })
+    let topic_alias_maximum = connect.topic_alias_maximum.min(config.outgoing_topic_aliases_max);
+    Ok(Admitted { broker, principal, attached, peer, keep_alive_s, topic_alias_maximum, output })
+}
+
+/// Where a client may have itself answered: a topic of its own, that it may subscribe to and that leads to no event.
+/// None for a client id that cannot be a level of a topic.
+fn response_topic(principal: &Principal, client_id: &str) -> Option<String> {
+    if client_id.contains(['/', '+', '#']) {
+        return None;
+    }
+    Some(match &principal.role {
+        Role::Device(device_id) => format!("devices/{device_id}/responses/{client_id}"),
+        Role::Admin | Role::Reader => format!("responses/{client_id}"),
+    })
 }
 
 /// What can be said about CONNECT without knowing who it is.
@@ -264,7 +294,7 @@ async fn run<S: AsyncRead + AsyncWrite + Unpin>(
     admitted: Admitted,
     rest: Vec<u8>,
 ) {
-    let Admitted { broker, principal, attached, peer, keep_alive_s, output } = admitted;
+    let Admitted { broker, principal, attached, peer, keep_alive_s, topic_alias_maximum, output } = admitted;
     let (session, realm) = (attached.session, Arc::clone(&principal.realm));
     let _leave =
         Leave { broker: &Arc::clone(&broker), session: &Arc::clone(&session), signal: &Arc::clone(&signal) };
@@ -290,18 +320,21 @@ async fn run<S: AsyncRead + AsyncWrite + Unpin>(
         confirm: false,
         partial: rest,
         large: None,
-        output: Output::new(output),
+        output: Output::new(output, Duration::from_secs(config.write_s_max)),
         acks: Acks::new(inflight),
         topics: Default::default(),
         forwards: Vec::new(),
         tally: Default::default(),
+        aliases: Aliases::new(topic_alias_maximum),
         deliverable: true,
+        retained_wanted: true,
         keep_alive: KeepAlive::new(keep_alive_s),
     };
     let close = Box::pin(connection.drive()).await;
     let (reason, with_will, expiry_s) = match close {
         Close::Goodbye { with_will, session_expiry_s } => ("goodbye", with_will, session_expiry_s),
         Close::Lost => ("lost", true, None),
+        Close::Stalled => ("write_timeout", true, None),
         // A stop of the server tells nothing about the device.
         Close::Fault(error) => (error.reason.name(), error.reason != Reason::ServerShuttingDown, None),
     };
@@ -340,9 +373,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Writes what waits, and DISCONNECT when the server ends a 5.0 connection; then closes our half.
     async fn say_goodbye(&mut self, close: Close) {
         if let (Close::Fault(error), Version::V5) = (close, self.peer.version) {
-            codec::disconnect(&mut self.output.bytes, error.reason, error.detail);
+            let max = self.peer.packet_bytes_max;
+            codec::disconnect(&mut self.output.bytes, error.reason, error.detail, max);
         }
-        if close != Close::Lost {
+        if !matches!(close, Close::Lost | Close::Stalled) {
             let Self { output, stream, .. } = self;
             let send = async {
                 std::future::poll_fn(|cx| output.poll_send(stream, cx)).await?;

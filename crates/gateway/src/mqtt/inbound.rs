@@ -64,6 +64,9 @@ pub(super) struct Tally {
 impl Tally {
     pub(super) fn report(&mut self, metrics: &GatewayMetrics) {
         let tally = std::mem::take(self);
+        if tally.messages > 0 {
+            metrics.received_messages.inc_by(tally.messages);
+        }
         if tally.events > 0 {
             metrics.mqtt_events.inc_by(tally.events);
             metrics.mqtt_event_bytes.inc_by(tally.event_bytes);
@@ -272,6 +275,12 @@ impl<S> Connection<S> {
         }
         match (packet.qos, self.peer.version) {
             (QoS::AtMostOnce, _) => Ok(()),
+            // Nobody can expect anything of a topic that is the server's: its message is taken and dropped (3.1.1, 3.3.5),
+            // rather than to have a client that knows another broker connect in vain again and again.
+            (_, Version::V3) if is_reserved(&self.topics.topic) => {
+                self.acks.owe(Owed::to(packet.qos, packet.packet_id, Reason::Success, None));
+                Ok(())
+            }
             (_, Version::V3) => Err(Close::Fault(ProtocolError {
                 reason,
                 detail: "a publish was refused, which MQTT 3.1.1 has no answer for",

@@ -10,21 +10,26 @@
 //! publisher is then told that it could not be kept; what counts is the log.
 
 mod acks;
+mod aliases;
 mod broker;
 mod codec;
 mod connection;
 mod control;
+mod delivery;
 mod fanout;
 mod handshake;
 mod inbound;
 mod keep;
 mod message;
+mod output;
 mod pool;
+mod recall;
 mod retained;
 mod session;
 mod signal;
 mod standing;
 mod subscriptions;
+mod sys;
 mod topics;
 mod will;
 
@@ -36,6 +41,7 @@ pub(crate) use keep::{KeepMetrics, Keeper, Record as KeptRecord, restore, settle
 pub(crate) use message::{Message, SERVER};
 pub(crate) use pool::Pool;
 pub(crate) use signal::{RECHECK, SHUT_DOWN, Signal};
+pub(crate) use sys::publish_figures;
 pub(crate) use topics::TopicLimits;
 pub(crate) use will::Will;
 

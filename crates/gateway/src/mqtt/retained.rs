@@ -1,9 +1,13 @@
 //! The last retained message of each topic: a tree of topic levels, bounded in messages and bytes.
+//!
+//! A filter with wildcards may match everything, or nothing after a look at everything. It is answered in pages, each of
+//! which looks at a bounded number of levels, so that no subscriber holds the lock for long; the levels are sorted, so
+//! that a page knows where the one before ended.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
+use std::ops::{Bound, ControlFlow};
 use std::sync::Arc;
 
-use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 
 use super::message::Message;
@@ -16,13 +20,33 @@ pub(crate) struct RetainedLimits {
     pub(crate) bytes_max: usize,
 }
 
+/// Levels that one page looks at.
+const PAGE_NODES: usize = 4096;
+
+/// A part of the messages that match a filter.
+#[derive(Debug)]
+pub(crate) struct Page {
+    pub(crate) messages: Vec<Arc<Message>>,
+    /// Where to go on; none: that was all.
+    pub(crate) next: Option<String>,
+}
+
+/// A page under way.
+struct Scan<'a> {
+    found: Vec<Arc<Message>>,
+    messages_max: usize,
+    nodes_left: usize,
+    /// Levels from the root to the node that is looked at.
+    path: Vec<&'a str>,
+}
+
 /// There is no room for a further retained message; the one that was there, if any, stays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RetainedFull;
 
 #[derive(Debug, Default)]
 struct Node {
-    children: HashMap<Box<str>, Node, RandomState>,
+    children: BTreeMap<Box<str>, Node>,
     message: Option<Arc<Message>>,
 }
 
@@ -78,26 +102,14 @@ impl Retained {
         Ok(())
     }
 
-    /// The messages whose topics match a filter, expired ones left out.
-    pub(crate) fn matching(&self, filter: &str) -> Vec<Arc<Message>> {
-        let mut found = Vec::new();
-        let mut each = |message: &Arc<Message>| {
-            if message.expiry_left_s().is_ok() {
-                found.push(Arc::clone(message));
-            }
-        };
-        let state = self.state.lock();
-        // Wildcards at the first level do not reach topics that start with `$`.
+    /// A page of the messages whose topics match a filter, expired ones left out. `after` is where the page before ended.
+    pub(crate) fn page(&self, filter: &str, after: Option<&str>, messages_max: usize) -> Page {
         let levels: Vec<&str> = filter.split('/').collect();
-        if matches!(levels.first(), Some(&("#" | "+"))) {
-            let below = if levels[0] == "#" { &levels[..] } else { &levels[1..] };
-            for (_, child) in state.root.children.iter().filter(|(level, _)| !is_reserved(level)) {
-                child.visit(below, &mut each);
-            }
-        } else {
-            state.root.visit(&levels, &mut each);
-        }
-        found
+        let from: Option<Vec<&str>> = after.map(|after| after.split('/').collect());
+        let mut scan = Scan { found: Vec::new(), messages_max, nodes_left: PAGE_NODES, path: Vec::new() };
+        let state = self.state.lock();
+        let scanned = state.root.visit(&levels, from.as_deref(), &mut scan);
+        Page { next: scanned.is_break().then(|| scan.path.join("/")), messages: scan.found }
     }
 
     /// Drops the messages that have expired.
@@ -145,23 +157,60 @@ impl Node {
         removed
     }
 
-    fn visit(&self, levels: &[&str], each: &mut impl FnMut(&Arc<Message>)) {
-        let Some((&level, below)) = levels.split_first() else { return self.message.iter().for_each(each) };
-        match level {
+    /// Looks at what the levels of a filter match from here on. `from`: the rest of the path to the node where the page
+    /// before ended; everything up to it was looked at then.
+    fn visit<'a>(&'a self, levels: &[&str], from: Option<&[&str]>, scan: &mut Scan<'a>) -> ControlFlow<()> {
+        let below = match levels.split_first() {
+            None => return self.look(true, from, scan),
             // `#` also stands for no level at all: `a/#` matches `a`.
-            "#" => self.visit_all(each),
-            "+" => self.children.values().for_each(|child| child.visit(below, each)),
-            level => {
-                if let Some(child) = self.children.get(level) {
-                    child.visit(below, each);
-                }
+            Some((&"#", _)) => {
+                self.look(true, from, scan)?;
+                levels
             }
+            Some((_, below)) => {
+                self.look(false, from, scan)?;
+                below
+            }
+        };
+        let resumed = from.and_then(<[&str]>::split_first);
+        let start = resumed.map_or(Bound::Unbounded, |(&first, _)| Bound::Included(first));
+        let end = match levels[0] {
+            "#" | "+" => Bound::Unbounded,
+            level => Bound::Included(level),
+        };
+        let start = match (levels[0], start) {
+            ("#" | "+", start) => start,
+            (level, Bound::Included(first)) if first > level => return ControlFlow::Continue(()),
+            (level, _) => Bound::Included(level),
+        };
+        for (level, child) in self.children.range::<str, _>((start, end)) {
+            // Wildcards at the first level do not reach topics that start with `$`.
+            if scan.path.is_empty() && matches!(levels[0], "#" | "+") && is_reserved(level) {
+                continue;
+            }
+            let from = resumed.filter(|&(&first, _)| *first == **level).map(|(_, rest)| rest);
+            scan.path.push(level);
+            child.visit(below, from, scan)?;
+            scan.path.pop();
         }
+        ControlFlow::Continue(())
     }
 
-    fn visit_all(&self, each: &mut impl FnMut(&Arc<Message>)) {
-        self.message.iter().for_each(&mut *each);
-        self.children.values().for_each(|child| child.visit_all(each));
+    /// Counts this node, and takes its message when it is a match; not when the page before did so.
+    fn look<'a>(&'a self, is_match: bool, from: Option<&[&str]>, scan: &mut Scan<'a>) -> ControlFlow<()> {
+        if from.is_some() || scan.path.is_empty() {
+            return ControlFlow::Continue(());
+        }
+        if let Some(message) =
+            self.message.as_ref().filter(|message| is_match && message.expiry_left_s().is_ok())
+        {
+            scan.found.push(Arc::clone(message));
+        }
+        scan.nodes_left = scan.nodes_left.saturating_sub(1);
+        if scan.nodes_left == 0 || scan.found.len() >= scan.messages_max {
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
     }
 
     fn sweep(&mut self, each: &mut impl FnMut(&Message)) {
@@ -189,8 +238,20 @@ mod tests {
         Arc::new(Message::new(topic, &properties, payload, QoS::AtMostOnce, true, 1))
     }
 
+    /// All that match, by pages of two.
+    fn matching(retained: &Retained, filter: &str) -> Vec<Arc<Message>> {
+        let (mut found, mut after) = (Vec::new(), None);
+        loop {
+            let page = retained.page(filter, after.as_deref(), 2);
+            found.extend(page.messages);
+            let Some(next) = page.next else { return found };
+            assert_ne!(Some(&next), after.as_ref(), "no page ends where it began");
+            after = Some(next);
+        }
+    }
+
     fn topics(retained: &Retained, filter: &str) -> Vec<String> {
-        let found = retained.matching(filter);
+        let found = matching(retained, filter);
         let mut topics: Vec<_> = found.iter().map(|m| m.topic().to_owned()).collect();
         topics.sort();
         topics
@@ -208,7 +269,7 @@ mod tests {
         assert_eq!(topics(&retained, "a/#"), ["a", "a/b", "a/b/c"]);
         assert_eq!(topics(&retained, "$SYS/#"), ["$SYS/b"]);
         retained.set("a/b", &message("a/b", b"22", None)).unwrap();
-        assert_eq!(retained.matching("a/b")[0].payload(), b"22");
+        assert_eq!(matching(&retained, "a/b")[0].payload(), b"22");
         retained.set("a/b", &message("a/b", b"", None)).unwrap();
         assert_eq!(topics(&retained, "a/#"), ["a", "a/b/c"]);
         for topic in ["a", "a/b/c", "x/b", "$SYS/b"] {
@@ -219,13 +280,36 @@ mod tests {
     }
 
     #[test]
+    fn pages_meet_without_gap_or_overlap() {
+        let retained = Retained::new(RetainedLimits { messages_max: 100_000, bytes_max: 1 << 20 });
+        let mut all: Vec<String> =
+            (0..3 * PAGE_NODES).map(|number| format!("{}/{}/x", number % 7, number / 7)).collect();
+        all.extend(["", "/", "//", "0", "0/", "6/1", "é/1/x"].map(String::from));
+        for topic in &all {
+            retained.set(topic, &message(topic, b"1", None)).unwrap();
+        }
+        all.sort();
+        assert_eq!(topics(&retained, "#"), all);
+        let third = |topic: &&String| topic.starts_with("3/") && topic.ends_with("/x");
+        let wanted: Vec<_> = all.iter().filter(third).cloned().collect();
+        assert_eq!(topics(&retained, "3/+/x"), wanted);
+        assert_eq!(topics(&retained, "+/+/nothing"), [""; 0]);
+        assert_eq!(topics(&retained, "+/1"), ["6/1"]);
+        // What ended a page may be gone when the next begins.
+        let first = retained.page("#", None, 2);
+        let next = first.next.unwrap();
+        retained.set(&next, &message(&next, b"", None)).unwrap();
+        assert!(retained.page("#", Some(&next), 2).messages[0].topic() > &*next);
+    }
+
+    #[test]
     fn limits_and_expiry() {
         let retained = Retained::new(RetainedLimits { messages_max: 2, bytes_max: 10 });
         retained.set("a", &message("a", b"1", Some(0))).unwrap();
         retained.set("b", &message("b", b"1", None)).unwrap();
         assert_eq!(retained.set("c", &message("c", b"1", None)), Err(RetainedFull));
         assert_eq!(retained.set("b", &message("b", b"123456789", None)), Err(RetainedFull));
-        assert_eq!(retained.matching("b")[0].payload(), b"1");
+        assert_eq!(matching(&retained, "b")[0].payload(), b"1");
         assert_eq!(topics(&retained, "#"), ["b"]);
         retained.sweep();
         assert_eq!(retained.size(), (1, 2));

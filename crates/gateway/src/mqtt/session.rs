@@ -15,9 +15,11 @@ use tokio::sync::Notify;
 
 pub(crate) use self::kept::Place;
 use self::kept::{KeptFlag, packet_id_of};
-use super::codec::{self, PublishHeader, QoS, Version};
+pub(crate) use self::wanted::{NothingWanted, RetainedWanted};
+use super::aliases::Aliases;
+use super::codec::{Peer, QoS};
+use super::delivery::Delivery;
 use super::keep::{Keeper, Record};
-use super::message::Message;
 use super::signal::{DELIVER, Signal};
 use super::will::Will;
 
@@ -26,36 +28,6 @@ use super::will::Will;
 pub(crate) struct QueueLimits {
     pub(crate) messages_max: usize,
     pub(crate) bytes_max: usize,
-}
-
-/// What the client at the other end takes.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Peer {
-    pub(crate) version: Version,
-    pub(crate) packet_bytes_max: usize,
-    /// Messages of QoS 1 and 2 that may be on their way.
-    pub(crate) window: usize,
-}
-
-/// A message for one session.
-#[derive(Debug)]
-pub(crate) struct Delivery {
-    pub(crate) message: Arc<Message>,
-    pub(crate) qos: QoS,
-    pub(crate) retain: bool,
-    pub(crate) subscription_ids: Vec<u32>,
-    /// Not 0: it was sent before, under this identifier.
-    packet_id: u16,
-    /// Its number among the messages of a kept session; 0: it is not kept.
-    pub(crate) seq: u64,
-    /// Where its record ends in the journal.
-    pub(crate) position: u64,
-}
-
-impl Delivery {
-    pub(crate) fn new(message: Arc<Message>, qos: QoS, retain: bool, subscription_ids: Vec<u32>) -> Self {
-        Self { message, qos, retain, subscription_ids, packet_id: 0, seq: 0, position: 0 }
-    }
 }
 
 /// The session's queue is full.
@@ -103,12 +75,25 @@ pub(crate) struct Due {
     pub(crate) next: Option<Instant>,
 }
 
+/// What is left of a session that has ended.
+#[derive(Debug, Default)]
+pub(crate) struct Remains {
+    /// To be taken out of the tree.
+    pub(crate) filters: HashSet<Box<str>>,
+    /// Not published yet.
+    pub(crate) will: Option<Will>,
+    /// Messages of shared subscriptions that others may get instead.
+    pub(crate) shared: Vec<Delivery>,
+}
+
 #[derive(Debug, Default)]
 struct State {
     link: Option<Arc<Signal>>,
     filters: HashSet<Box<str>>,
     queue: VecDeque<Delivery>,
     queue_bytes: usize,
+    /// One an entry of `filters` at most.
+    retained_wanted: VecDeque<RetainedWanted>,
     outgoing: VecDeque<Outgoing>,
     last_packet_id: u16,
     /// Identifiers of QoS 2 messages that the client has sent and not released.
@@ -176,6 +161,12 @@ impl Session {
 
     pub(crate) fn is_connected(&self) -> bool {
         self.connected.load(Ordering::Relaxed)
+    }
+
+    /// Whether it was asked for without an expiry: it ends with its connection, and DISCONNECT may not change that
+    /// (5.0, 3.14.2.2.2).
+    pub(crate) fn is_transient(&self) -> bool {
+        self.state.lock().expiry.is_zero()
     }
 
     /// The connection that serves the session.
@@ -280,13 +271,18 @@ impl Session {
         needed
     }
 
-    /// Ends the session for good: nothing is queued any more. Gives its filters, to be taken out of the tree, and a will
-    /// that has not been published.
-    pub(crate) fn end(&self) -> (HashSet<Box<str>>, Option<Will>) {
+    /// Ends the session for good: nothing is queued any more.
+    pub(crate) fn end(&self) -> Remains {
         let state = &mut *self.state.lock();
         let ended = std::mem::replace(state, State { ended: true, ..State::default() });
         self.record_end();
-        (ended.filters, ended.will)
+        let sent = ended.outgoing.into_iter().filter_map(|outgoing| match outgoing.stage {
+            Stage::Sent(delivery) => Some(delivery).filter(|delivery| delivery.may_pass_on(true)),
+            Stage::Released => None,
+        });
+        let waiting =
+            ended.queue.into_iter().filter(|delivery| delivery.may_pass_on(delivery.packet_id != 0));
+        Remains { filters: ended.filters, will: ended.will, shared: sent.chain(waiting).collect() }
     }
 
     /// Remembers a filter. `false` when that would be more than `filters_max`.
@@ -301,7 +297,9 @@ impl Session {
 
     /// Forgets a filter.
     pub(crate) fn remove_filter(&self, filter: &str) {
-        self.state.lock().filters.remove(filter);
+        let state = &mut *self.state.lock();
+        state.filters.remove(filter);
+        state.retained_wanted.retain(|wanted| *wanted.filter != *filter);
     }
 
     /// Queues a message. QoS 0 waits for nobody who is away.
@@ -329,7 +327,13 @@ impl Session {
     }
 
     /// Encodes waiting messages until `output` has `output_max` bytes, the client's window is full, or nothing waits.
-    pub(crate) fn fill(&self, output: &mut Vec<u8>, output_max: usize, peer: &Peer) -> Filled {
+    pub(crate) fn fill(
+        &self,
+        output: &mut Vec<u8>,
+        output_max: usize,
+        peer: &Peer,
+        mut aliases: Option<&mut Aliases>,
+    ) -> Filled {
         let state = &mut *self.state.lock();
         let mut filled = Filled::default();
         while output.len() < output_max {
@@ -342,10 +346,15 @@ impl Session {
             }
             let Some(delivery) = state.queue.pop_front() else { break };
             state.queue_bytes -= delivery.message.size();
-            let Ok(expiry_s) = delivery.message.expiry_left_s() else {
-                filled.expired += 1;
-                self.record_finished(delivery.seq);
-                continue;
+            let expiry_s = match delivery.message.expiry_left_s() {
+                Ok(left) => left,
+                // Expiry stops a message that was sent before no more (5.0, 4.3.3).
+                Err(_) if delivery.packet_id != 0 => Some(0),
+                Err(_) => {
+                    filled.expired += 1;
+                    self.record_finished(delivery.seq);
+                    continue;
+                }
             };
             let packet_id = match (delivery.qos, delivery.packet_id) {
                 (QoS::AtMostOnce, _) => 0,
@@ -353,18 +362,7 @@ impl Session {
                 (_, 0) => state.free_packet_id(),
                 (_, sent_before) => sent_before,
             };
-            let header = PublishHeader {
-                duplicate: delivery.packet_id != 0,
-                qos: delivery.qos,
-                retain: delivery.retain,
-                topic: delivery.message.topic().as_bytes(),
-                packet_id,
-                expiry_s,
-                subscription_ids: &delivery.subscription_ids,
-                properties: delivery.message.properties(),
-            };
-            let payload = delivery.message.payload();
-            if !codec::publish(output, peer.version, &header, payload, peer.packet_bytes_max) {
+            if !delivery.encode(output, packet_id, expiry_s, peer, aliases.as_deref_mut()) {
                 filled.too_large += 1;
                 self.record_finished(delivery.seq);
                 continue;
@@ -440,3 +438,4 @@ impl State {
 mod kept;
 #[cfg(test)]
 mod tests;
+mod wanted;

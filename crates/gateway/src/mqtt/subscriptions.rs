@@ -36,6 +36,8 @@ pub(crate) struct Target {
     pub(crate) retain_as_published: bool,
     /// Identifiers of all matching subscriptions.
     pub(crate) subscription_ids: Vec<u32>,
+    /// The shared subscription that chose this session. It is a message of its own, beside that of other filters.
+    pub(crate) shared: Option<Arc<str>>,
 }
 
 #[derive(Debug)]
@@ -44,8 +46,10 @@ struct Subscriber {
     wish: Wish,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Group {
+    /// The whole filter: `$share/{group}/{filter}`.
+    name: Arc<str>,
     members: Vec<Subscriber>,
     next: AtomicUsize,
 }
@@ -97,7 +101,7 @@ impl Subscriptions {
             Some(leaf) => leaf,
             None => &mut node.here,
         };
-        let is_new = leaf.insert(filter.group, subscriber);
+        let is_new = leaf.insert(filter, subscriber);
         if is_new {
             self.count.fetch_add(1, Ordering::Relaxed);
         }
@@ -114,6 +118,12 @@ impl Subscriptions {
             self.generation.fetch_add(1, Ordering::Release);
         }
         removed
+    }
+
+    /// The member of a shared subscription whose turn it is.
+    pub(crate) fn choose(&self, filter: Filter<'_>) -> Option<Target> {
+        let levels: Vec<&str> = filter.filter.split('/').collect();
+        self.root.read().leaf(&levels)?.shared.get(filter.group?)?.choose()
     }
 
     /// Number of subscriptions.
@@ -141,20 +151,12 @@ impl Subscriptions {
         if self.len() == 0 {
             return targets;
         }
-        let mut add = |subscriber: &Subscriber| {
-            if subscriber.wish.no_local && subscriber.session.id() == publisher {
-                return;
-            }
-            targets.push(Target {
-                session: Arc::clone(&subscriber.session),
-                qos: subscriber.wish.qos,
-                retain_as_published: subscriber.wish.retain_as_published,
-                subscription_ids: Vec::from_iter(Some(subscriber.wish.subscription_id).filter(|&id| id != 0)),
-            });
-        };
+        let is_own =
+            |subscriber: &Subscriber| subscriber.wish.no_local && subscriber.session.id() == publisher;
         self.root.read().visit(topic, &mut |leaf| {
-            leaf.single.values().for_each(&mut add);
-            leaf.shared.values().filter_map(Group::choose).for_each(&mut add);
+            let single = leaf.single.values().filter(|subscriber| !is_own(subscriber));
+            targets.extend(single.map(|subscriber| subscriber.target(None)));
+            targets.extend(leaf.shared.values().filter_map(Group::choose));
         });
         if targets.len() > 1 {
             merge(&mut targets);
@@ -163,11 +165,11 @@ impl Subscriptions {
     }
 }
 
-/// Makes one target of all those of a session.
+/// Makes one target of all those of a session, but for the ones by shared subscriptions.
 fn merge(targets: &mut Vec<Target>) {
-    targets.sort_by_key(|target| target.session.id());
+    targets.sort_by_key(|target| (target.session.id(), target.shared.is_some()));
     targets.dedup_by(|next, kept| {
-        let same = next.session.id() == kept.session.id();
+        let same = next.session.id() == kept.session.id() && next.shared.is_none() && kept.shared.is_none();
         if same {
             kept.qos = kept.qos.max(next.qos);
             kept.retain_as_published |= next.retain_as_published;
@@ -177,7 +179,29 @@ fn merge(targets: &mut Vec<Target>) {
     });
 }
 
+impl Subscriber {
+    fn target(&self, shared: Option<Arc<str>>) -> Target {
+        Target {
+            session: Arc::clone(&self.session),
+            qos: self.wish.qos,
+            retain_as_published: self.wish.retain_as_published,
+            subscription_ids: Vec::from_iter(Some(self.wish.subscription_id).filter(|&id| id != 0)),
+            shared,
+        }
+    }
+}
+
 impl Node {
+    /// The subscribers of exactly this filter.
+    fn leaf(&self, levels: &[&str]) -> Option<&Leaf> {
+        match levels.split_first() {
+            None => Some(&self.here),
+            Some((&"#", _)) => self.rest.as_deref(),
+            Some((&"+", below)) => self.any.as_ref()?.leaf(below),
+            Some((&level, below)) => self.children.get(level)?.leaf(below),
+        }
+    }
+
     fn visit(&self, topic: &str, each: &mut impl FnMut(&Leaf)) {
         // `#` and `+` at the first level do not reach topics that start with `$`.
         if is_reserved(topic) {
@@ -242,10 +266,15 @@ fn split(topic: &str) -> (&str, Option<&str>) {
 }
 
 impl Leaf {
-    fn insert(&mut self, group: Option<&str>, subscriber: Subscriber) -> bool {
+    fn insert(&mut self, filter: Filter<'_>, subscriber: Subscriber) -> bool {
         let id = subscriber.session.id();
-        let Some(group) = group else { return self.single.insert(id, subscriber).is_none() };
-        let members = &mut self.shared.entry(group.into()).or_default().members;
+        let Some(group) = filter.group else { return self.single.insert(id, subscriber).is_none() };
+        let new = || Group {
+            name: format!("$share/{group}/{}", filter.filter).into(),
+            members: Vec::new(),
+            next: AtomicUsize::new(0),
+        };
+        let members = &mut self.shared.entry(group.into()).or_insert_with(new).members;
         match members.iter_mut().find(|member| member.session.id() == id) {
             Some(member) => {
                 *member = subscriber;
@@ -279,11 +308,12 @@ impl Leaf {
 
 impl Group {
     /// The member whose turn it is: connected ones first, any other when none is.
-    fn choose(&self) -> Option<&Subscriber> {
+    fn choose(&self) -> Option<Target> {
         let count = self.members.len();
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
         let in_turn = || (0..count).map(|step| &self.members[turn.wrapping_add(step) % count]);
-        in_turn().find(|member| member.session.is_connected()).or_else(|| in_turn().next())
+        let chosen = in_turn().find(|member| member.session.is_connected()).or_else(|| in_turn().next());
+        chosen.map(|member| member.target(Some(Arc::clone(&self.name))))
     }
 }
 

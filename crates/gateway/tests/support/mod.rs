@@ -294,6 +294,18 @@ impl Wire {
         assert_eq!(got, wanted, "got {got:02x?}, wanted {wanted:02x?}");
     }
 
+    /// An acknowledgement to a 5.0 client that refuses, in words too.
+    pub async fn refused(&mut self, kind: u8, packet_id: u16, reason: u8) {
+        let got = self.packet().await;
+        let code = if kind == 0x90 { got.last() } else { got.get(4) };
+        assert_eq!(
+            (got[0], &got[2..4], code),
+            (kind, &packet_id.to_be_bytes()[..], Some(&reason)),
+            "{got:02x?}"
+        );
+        assert!(got.contains(&0x1f), "no reason string: {got:02x?}");
+    }
+
     /// Nothing comes for a moment.
     pub async fn silent(&mut self) {
         let read = tokio::time::timeout(Duration::from_millis(100), self.read_packet()).await;

@@ -107,6 +107,12 @@ pub(crate) struct Connect<'a> {
     pub(crate) receive_maximum: u16,
     /// The largest packet that the client takes.
     pub(crate) packet_bytes_max: u32,
+    /// Topic aliases that the server may use.
+    pub(crate) topic_alias_maximum: u16,
+    /// Acknowledgements may have reason strings.
+    pub(crate) problem_info: bool,
+    /// The client asks for a topic to be answered at.
+    pub(crate) response_info: bool,
     /// Enhanced authentication is asked for.
     pub(crate) wants_authentication: bool,
 }
@@ -125,6 +131,14 @@ pub(crate) struct ConnectWill<'a> {
 const BAD_FLAGS: ProtocolError =
     ProtocolError::malformed("the fixed header's flags are not those of its type");
 
+/// Reason codes that a client may send with PUBACK and PUBREC.
+const TAKEN_CODES: [u8; 9] = [0x00, 0x10, 0x80, 0x83, 0x87, 0x90, 0x91, 0x97, 0x99];
+/// With PUBREL and PUBCOMP.
+const RELEASED_CODES: [u8; 2] = [0x00, 0x92];
+/// With DISCONNECT.
+const DISCONNECT_CODES: [u8; 14] =
+    [0x00, 0x04, 0x80, 0x81, 0x82, 0x83, 0x90, 0x93, 0x94, 0x95, 0x96, 0x97, 0x98, 0x99];
+
 /// Decodes a packet after CONNECT.
 #[inline]
 pub(crate) fn decode<'a>(frame: &Frame<'a>, version: Version) -> Result<Packet<'a>, ProtocolError> {
@@ -133,16 +147,17 @@ pub(crate) fn decode<'a>(frame: &Frame<'a>, version: Version) -> Result<Packet<'
     let flagged = |wanted: u8| if flags == wanted { Ok(()) } else { Err(BAD_FLAGS) };
     match frame.first >> 4 {
         3 => publish(flags, reader, version).map(Packet::Publish),
-        4 => flagged(0).and_then(|()| ack(reader, version)).map(Packet::PubAck),
-        5 => flagged(0).and_then(|()| ack(reader, version)).map(Packet::PubRec),
-        6 => flagged(2).and_then(|()| ack(reader, version)).map(Packet::PubRel),
-        7 => flagged(0).and_then(|()| ack(reader, version)).map(Packet::PubComp),
+        4 => flagged(0).and_then(|()| ack(reader, version, &TAKEN_CODES)).map(Packet::PubAck),
+        5 => flagged(0).and_then(|()| ack(reader, version, &TAKEN_CODES)).map(Packet::PubRec),
+        6 => flagged(2).and_then(|()| ack(reader, version, &RELEASED_CODES)).map(Packet::PubRel),
+        7 => flagged(0).and_then(|()| ack(reader, version, &RELEASED_CODES)).map(Packet::PubComp),
         8 => flagged(2).and_then(|()| subscribe(reader, version)).map(Packet::Subscribe),
         10 => flagged(2).and_then(|()| unsubscribe(reader, version)).map(Packet::Unsubscribe),
         12 => flagged(0).and_then(|()| reader.end()).map(|()| Packet::PingReq),
         14 => flagged(0).and_then(|()| disconnect(reader, version)).map(Packet::Disconnect),
         1 => Err(ProtocolError::protocol("a second CONNECT")),
         15 if version == Version::V5 => {
+            flagged(0)?;
             Err(ProtocolError::protocol("AUTH without an authentication method in CONNECT"))
         }
         0 | 15 => Err(ProtocolError::malformed("a packet type that does not exist")),
@@ -224,11 +239,20 @@ fn publish_properties<'a>(
     Ok((found, delay_s))
 }
 
-fn ack(mut reader: Reader<'_>, version: Version) -> Result<Ack, ProtocolError> {
+/// A reason code, which must be one of its packet's.
+fn reason_code(reader: &mut Reader<'_>, codes: &[u8]) -> Result<u8, ProtocolError> {
+    let code = reader.u8()?;
+    if codes.contains(&code) {
+        return Ok(code);
+    }
+    Err(ProtocolError::protocol("the packet has a reason code that clients do not send with it"))
+}
+
+fn ack(mut reader: Reader<'_>, version: Version, codes: &[u8]) -> Result<Ack, ProtocolError> {
     let packet_id = reader.packet_id()?;
     let mut code = 0;
     if version == Version::V5 && !reader.is_empty() {
-        code = reader.u8()?;
+        code = reason_code(&mut reader, codes)?;
         if !reader.is_empty() {
             properties::read(&mut reader, &[id::REASON_STRING, id::USER_PROPERTY], |_, _, _| Ok(()))?;
         }
@@ -295,7 +319,7 @@ fn disconnect(mut reader: Reader<'_>, version: Version) -> Result<Disconnect, Pr
     const ALLOWED: [u8; 3] = [id::SESSION_EXPIRY, id::REASON_STRING, id::USER_PROPERTY];
     let mut found = Disconnect { code: 0, session_expiry_s: None };
     if version == Version::V5 && !reader.is_empty() {
-        found.code = reader.u8()?;
+        found.code = reason_code(&mut reader, &DISCONNECT_CODES)?;
         if !reader.is_empty() {
             properties::read(&mut reader, &ALLOWED, |id, value, _| {
                 if id == id::SESSION_EXPIRY {
@@ -316,20 +340,23 @@ pub(crate) fn decode_connect<'a>(frame: &Frame<'a>) -> Result<Connect<'a>, (Prot
         return Err((ProtocolError::protocol("the first packet is not CONNECT"), None));
     }
     let mut reader = Reader(frame.body);
-    let version = protocol_version(&mut reader).map_err(|error| (error, None))?;
+    let version = protocol_version(&mut reader)?;
     connect(reader, version).map_err(|error| (error, Some(version)))
 }
 
-fn protocol_version(reader: &mut Reader<'_>) -> Result<Version, ProtocolError> {
+/// A level that is not spoken is refused in the form of the nearest one that is: both standards have a code for it.
+fn protocol_version(reader: &mut Reader<'_>) -> Result<Version, (ProtocolError, Option<Version>)> {
     const UNSUPPORTED: ProtocolError = ProtocolError {
         reason: Reason::UnsupportedVersion,
         detail: "the server speaks MQTT 3.1.1 and 5.0 only",
     };
-    match (reader.binary()?, reader.u8()?) {
+    let untold = |error| (error, None);
+    match (reader.binary().map_err(untold)?, reader.u8().map_err(untold)?) {
         (b"MQTT", 4) => Ok(Version::V3),
         (b"MQTT", 5) => Ok(Version::V5),
-        (b"MQTT" | b"MQIsdp", _) => Err(UNSUPPORTED),
-        _ => Err(ProtocolError::protocol("CONNECT does not name the protocol MQTT")),
+        (b"MQTT", level) if level > 5 => Err((UNSUPPORTED, Some(Version::V5))),
+        (b"MQTT" | b"MQIsdp", _) => Err((UNSUPPORTED, Some(Version::V3))),
+        _ => Err(untold(ProtocolError::protocol("CONNECT does not name the protocol MQTT"))),
     }
 }
 
@@ -357,6 +384,9 @@ fn connect(mut reader: Reader<'_>, version: Version) -> Result<Connect<'_>, Prot
         session_expiry_s: if version == Version::V3 && !clean_start { u32::MAX } else { 0 },
         receive_maximum: u16::MAX,
         packet_bytes_max: u32::MAX,
+        topic_alias_maximum: 0,
+        problem_info: true,
+        response_info: false,
         wants_authentication: false,
     };
     if version == Version::V5 {
@@ -399,6 +429,11 @@ fn connect_properties<'a>(reader: &mut Reader<'a>, found: &mut Connect<'a>) -> R
             id::SESSION_EXPIRY => found.session_expiry_s = value.int(),
             id::RECEIVE_MAXIMUM => found.receive_maximum = u16::try_from(value.int()).unwrap_or(u16::MAX),
             id::MAXIMUM_PACKET_SIZE => found.packet_bytes_max = value.int(),
+            id::TOPIC_ALIAS_MAXIMUM => {
+                found.topic_alias_maximum = u16::try_from(value.int()).unwrap_or(u16::MAX);
+            }
+            id::REQUEST_PROBLEM_INFO => found.problem_info = value.int() != 0,
+            id::REQUEST_RESPONSE_INFO => found.response_info = value.int() != 0,
             id::AUTH_METHOD => found.wants_authentication = true,
             id::AUTH_DATA => has_data = true,
             _ => {}

@@ -1,7 +1,7 @@
 //! Packets that the broker sends, appended to an output buffer.
 
 use super::properties::id;
-use super::{QoS, Reason, Version};
+use super::{Peer, QoS, Reason, Version};
 
 /// Which of the four acknowledgements: PUBACK, PUBREC, PUBREL, PUBCOMP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,14 +36,21 @@ pub(crate) struct Offer<'a> {
     pub(crate) receive_maximum: u16,
     pub(crate) topic_alias_maximum: u16,
     pub(crate) packet_bytes_max: u32,
+    /// Where the client may be answered at, if it asked.
+    pub(crate) response_info: Option<&'a str>,
 }
 
-/// CONNACK.
-pub(crate) fn connack(output: &mut Vec<u8>, version: Version, connack: &ConnAck<'_>) {
+/// CONNACK. `false` and nothing written when it would be larger than `packet_bytes_max`; a reason string is left out before.
+pub(crate) fn connack(
+    output: &mut Vec<u8>,
+    version: Version,
+    connack: &ConnAck<'_>,
+    packet_bytes_max: usize,
+) -> bool {
     let present = u8::from(connack.session_present);
     if version == Version::V3 {
         output.extend_from_slice(&[0x20, 2, present, connack_code_v3(connack.reason)]);
-        return;
+        return true;
     }
     let mut properties = Vec::new();
     if let Some(offer) = &connack.offer {
@@ -65,13 +72,13 @@ pub(crate) fn connack(output: &mut Vec<u8>, version: Version, connack: &ConnAck<
             properties.push(id::SERVER_KEEP_ALIVE);
             properties.extend_from_slice(&seconds.to_be_bytes());
         }
+        if let Some(topic) = offer.response_info {
+            properties.push(id::RESPONSE_INFO);
+            push_text(&mut properties, topic.as_bytes());
+        }
     }
-    push_reason_string(&mut properties, connack.reason_string);
-    output.push(0x20);
-    push_variable(output, 2 + variable_width(properties.len()) + properties.len());
-    output.extend_from_slice(&[present, connack.reason.code()]);
-    push_variable(output, properties.len());
-    output.extend_from_slice(&properties);
+    let head = [present, connack.reason.code()];
+    push_explained(output, 0x20, &head, &properties, connack.reason_string, &[], packet_bytes_max)
 }
 
 /// 3.1.1 knows five refusals.
@@ -88,35 +95,64 @@ fn connack_code_v3(reason: Reason) -> u8 {
 
 /// PUBACK, PUBREC, PUBREL or PUBCOMP. The reason goes to 5.0 clients only, and is left out when it is success.
 #[inline]
-pub(crate) fn puback(output: &mut Vec<u8>, kind: AckKind, version: Version, packet_id: u16, reason: Reason) {
+pub(crate) fn puback(output: &mut Vec<u8>, kind: AckKind, peer: &Peer, packet_id: u16, reason: Reason) {
     let [high, low] = packet_id.to_be_bytes();
-    if version == Version::V3 || reason == Reason::Success {
-        output.extend_from_slice(&[kind as u8, 2, high, low]);
-    } else {
+    if peer.version == Version::V3 || reason == Reason::Success {
+        return output.extend_from_slice(&[kind as u8, 2, high, low]);
+    }
+    let (head, text) = ([high, low, reason.code()], reason.explanation());
+    let explained = peer.problem_info
+        && !text.is_empty()
+        && push_explained(output, kind as u8, &head, &[], text, &[], peer.packet_bytes_max);
+    if !explained {
         output.extend_from_slice(&[kind as u8, 3, high, low, reason.code()]);
     }
 }
 
-/// SUBACK; `codes` are granted QoS or reason codes.
-pub(crate) fn suback(output: &mut Vec<u8>, version: Version, packet_id: u16, codes: &[u8]) {
-    acknowledge_each(output, 0x90, version, packet_id, codes);
+/// SUBACK; `codes` are granted QoS or reason codes, `refusal` the first of the latter. `false` and nothing written when it
+/// would be larger than the client takes.
+#[must_use]
+pub(crate) fn suback(
+    output: &mut Vec<u8>,
+    peer: &Peer,
+    packet_id: u16,
+    codes: &[u8],
+    refusal: Reason,
+) -> bool {
+    acknowledge_each(output, 0x90, peer, packet_id, codes, refusal)
 }
 
-/// UNSUBACK; 3.1.1 has no codes in it.
-pub(crate) fn unsuback(output: &mut Vec<u8>, version: Version, packet_id: u16, codes: &[u8]) {
-    let codes = if version == Version::V5 { codes } else { &[] };
-    acknowledge_each(output, 0xb0, version, packet_id, codes);
+/// UNSUBACK, as [`suback`]; 3.1.1 has no codes in it.
+#[must_use]
+pub(crate) fn unsuback(
+    output: &mut Vec<u8>,
+    peer: &Peer,
+    packet_id: u16,
+    codes: &[u8],
+    refusal: Reason,
+) -> bool {
+    let codes = if peer.version == Version::V5 { codes } else { &[] };
+    acknowledge_each(output, 0xb0, peer, packet_id, codes, refusal)
 }
 
-fn acknowledge_each(output: &mut Vec<u8>, first: u8, version: Version, packet_id: u16, codes: &[u8]) {
-    let v5 = version == Version::V5;
-    output.push(first);
-    push_variable(output, 2 + usize::from(v5) + codes.len());
-    output.extend_from_slice(&packet_id.to_be_bytes());
-    if v5 {
-        output.push(0);
+fn acknowledge_each(
+    output: &mut Vec<u8>,
+    first: u8,
+    peer: &Peer,
+    packet_id: u16,
+    codes: &[u8],
+    refusal: Reason,
+) -> bool {
+    let packet_id = packet_id.to_be_bytes();
+    if peer.version == Version::V5 {
+        let text = if peer.problem_info { refusal.explanation() } else { "" };
+        return push_explained(output, first, &packet_id, &[], text, codes, peer.packet_bytes_max);
     }
+    output.push(first);
+    push_variable(output, packet_id.len() + codes.len());
+    output.extend_from_slice(&packet_id);
     output.extend_from_slice(codes);
+    true
 }
 
 /// PINGRESP.
@@ -124,15 +160,43 @@ pub(crate) fn ping_response(output: &mut Vec<u8>) {
     output.extend_from_slice(&[0xd0, 0]);
 }
 
-/// DISCONNECT, which only 5.0 servers send.
-pub(crate) fn disconnect(output: &mut Vec<u8>, reason: Reason, reason_string: &str) {
-    let mut properties = Vec::new();
-    push_reason_string(&mut properties, reason_string);
-    output.push(0xe0);
-    push_variable(output, 1 + variable_width(properties.len()) + properties.len());
-    output.push(reason.code());
-    push_variable(output, properties.len());
-    output.extend_from_slice(&properties);
+/// DISCONNECT, which only 5.0 servers send. Nothing is written when even that is larger than the client takes.
+pub(crate) fn disconnect(output: &mut Vec<u8>, reason: Reason, reason_string: &str, packet_bytes_max: usize) {
+    push_explained(output, 0xe0, &[reason.code()], &[], reason_string, &[], packet_bytes_max);
+}
+
+/// A 5.0 packet of a head, properties, a reason string among them, and a tail. The reason string is left out when it is
+/// empty or would make the packet larger than `packet_bytes_max`. `false` and nothing written when the packet is too large
+/// all the same.
+fn push_explained(
+    output: &mut Vec<u8>,
+    first: u8,
+    head: &[u8],
+    properties: &[u8],
+    reason_string: &str,
+    tail: &[u8],
+    packet_bytes_max: usize,
+) -> bool {
+    let string_field = if reason_string.is_empty() { 0 } else { 3 + reason_string.len() };
+    for string_field in [string_field, 0] {
+        let properties_length = properties.len() + string_field;
+        let length = head.len() + variable_width(properties_length) + properties_length + tail.len();
+        if 1 + variable_width(length) + length > packet_bytes_max {
+            continue;
+        }
+        output.push(first);
+        push_variable(output, length);
+        output.extend_from_slice(head);
+        push_variable(output, properties_length);
+        output.extend_from_slice(properties);
+        if string_field > 0 {
+            output.push(id::REASON_STRING);
+            push_text(output, reason_string.as_bytes());
+        }
+        output.extend_from_slice(tail);
+        return true;
+    }
+    false
 }
 
 /// What stands before the payload of a message on its way to a subscriber.
@@ -141,7 +205,10 @@ pub(crate) struct PublishHeader<'a> {
     pub(crate) duplicate: bool,
     pub(crate) qos: QoS,
     pub(crate) retain: bool,
+    /// Empty: the alias stands for it.
     pub(crate) topic: &'a [u8],
+    /// For 5.0 clients that allow aliases.
+    pub(crate) topic_alias: Option<u16>,
     /// Left out with QoS 0.
     pub(crate) packet_id: u16,
     /// Seconds that the message still lives.
@@ -160,6 +227,7 @@ pub(crate) fn publish(
     packet_bytes_max: usize,
 ) -> bool {
     let properties_length = header.properties.len()
+        + header.topic_alias.map_or(0, |_| 3)
         + header.expiry_s.map_or(0, |_| 5)
         + header.subscription_ids.iter().map(|&id| 1 + variable_width(id as usize)).sum::<usize>();
     let properties_field = match version {
@@ -185,6 +253,10 @@ pub(crate) fn publish(
             output.push(id::MESSAGE_EXPIRY);
             output.extend_from_slice(&seconds.to_be_bytes());
         }
+        if let Some(alias) = header.topic_alias {
+            output.push(id::TOPIC_ALIAS);
+            output.extend_from_slice(&alias.to_be_bytes());
+        }
         for &subscription_id in header.subscription_ids {
             output.push(id::SUBSCRIPTION_ID);
             push_variable(output, subscription_id as usize);
@@ -193,13 +265,6 @@ pub(crate) fn publish(
     }
     output.extend_from_slice(payload);
     true
-}
-
-fn push_reason_string(properties: &mut Vec<u8>, reason_string: &str) {
-    if !reason_string.is_empty() {
-        properties.push(id::REASON_STRING);
-        push_text(properties, reason_string.as_bytes());
-    }
 }
 
 /// Text with its length. All texts come from packets or from this program and are below 64 KiB.

@@ -91,6 +91,18 @@ impl Reason {
         self as u8
     }
 
+    /// What an acknowledgement to a 5.0 client says in words, for people, where that is more than the code's own name.
+    pub(crate) const fn explanation(self) -> &'static str {
+        match self {
+            Self::TopicNameInvalid => "the topic leads to no valid device id and type",
+            Self::TopicFilterInvalid => "the filter is empty, malformed, too long or too deep",
+            Self::QuotaExceeded => "a limit of the server is reached",
+            Self::PacketIdNotFound => "no message with this packet identifier is on its way",
+            Self::ImplementationSpecific => "the message cannot be kept as an event",
+            _ => "",
+        }
+    }
+
     /// The name in metrics and logs.
     pub(crate) const fn name(self) -> &'static str {
         match self {
@@ -123,6 +135,18 @@ impl Reason {
             Self::SharedWithNoLocal => "shared_with_no_local",
         }
     }
+}
+
+/// What the client at the other end takes, as it said in CONNECT.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Peer {
+    pub(crate) version: Version,
+    /// Its largest packet; nothing above is sent.
+    pub(crate) packet_bytes_max: usize,
+    /// Messages of QoS 1 and 2 that may be on their way.
+    pub(crate) window: usize,
+    /// Whether acknowledgements may say in words what went wrong (5.0, 3.1.2.11.7).
+    pub(crate) problem_info: bool,
 }
 
 /// What a client did against the standard: ends its connection, and only that one.

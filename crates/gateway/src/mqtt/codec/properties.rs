@@ -2,7 +2,7 @@
 
 use super::{ProtocolError, Reader};
 
-/// The properties that clients send.
+/// The properties that clients and this server send.
 pub(super) mod id {
     pub(crate) const PAYLOAD_FORMAT: u8 = 0x01;
     pub(crate) const MESSAGE_EXPIRY: u8 = 0x02;
@@ -18,6 +18,7 @@ pub(super) mod id {
     pub(crate) const REQUEST_PROBLEM_INFO: u8 = 0x17;
     pub(crate) const WILL_DELAY: u8 = 0x18;
     pub(crate) const REQUEST_RESPONSE_INFO: u8 = 0x19;
+    pub(crate) const RESPONSE_INFO: u8 = 0x1A;
     pub(crate) const REASON_STRING: u8 = 0x1F;
     pub(crate) const RECEIVE_MAXIMUM: u8 = 0x21;
     pub(crate) const TOPIC_ALIAS_MAXIMUM: u8 = 0x22;
@@ -89,13 +90,13 @@ fn value<'a>(reader: &mut Reader<'a>, id: u8) -> Result<Value<'a>, ProtocolError
         id::MESSAGE_EXPIRY | id::SESSION_EXPIRY | id::WILL_DELAY => Value::Int(reader.u32()?),
         id::MAXIMUM_PACKET_SIZE => non_zero(reader.u32()?)?,
         id::SUBSCRIPTION_ID => non_zero(reader.variable()?)?,
-        // Response information and server reference: server to client.
+        // The last one is the server reference: server to client, as response information is.
         id::CONTENT_TYPE
         | id::RESPONSE_TOPIC
         | id::ASSIGNED_CLIENT_ID
         | id::AUTH_METHOD
         | id::REASON_STRING
-        | 0x1A
+        | id::RESPONSE_INFO
         | 0x1C => Value::Text(reader.text()?),
         id::CORRELATION_DATA | id::AUTH_DATA => {
             reader.binary()?;

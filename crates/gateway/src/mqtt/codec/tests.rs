@@ -15,6 +15,7 @@ fn header<'a>(qos: QoS, packet_id: u16) -> PublishHeader<'a> {
         duplicate: qos != QoS::AtMostOnce,
         qos,
         retain: true,
+        topic_alias: None,
         topic: "été/b".as_bytes(),
         packet_id,
         expiry_s: None,
@@ -115,19 +116,43 @@ fn connack_tells_what_is_offered() {
         receive_maximum: 3,
         topic_alias_maximum: 4,
         packet_bytes_max: 5,
+        response_info: Some("r"),
     };
     let answer =
         ConnAck { session_present: true, reason: Reason::Success, reason_string: "", offer: Some(offer) };
     let mut bytes = Vec::new();
-    connack(&mut bytes, Version::V5, &answer);
+    assert!(connack(&mut bytes, Version::V5, &answer, 1000));
     let wanted = [
-        &[0x20, 26, 1, 0, 23, 0x11, 0, 0, 0, 1, 0x21, 0, 3, 0x27, 0, 0, 0, 5, 0x12, 0, 1, b'a'][..],
-        &[0x22, 0, 4, 0x13, 0, 2],
+        &[0x20, 30, 1, 0, 27, 0x11, 0, 0, 0, 1, 0x21, 0, 3, 0x27, 0, 0, 0, 5, 0x12, 0, 1, b'a'][..],
+        &[0x22, 0, 4, 0x13, 0, 2, 0x1a, 0, 1, b'r'],
     ];
     assert_eq!(bytes, wanted.concat());
     bytes.clear();
-    connack(&mut bytes, Version::V3, &answer);
+    assert!(!connack(&mut bytes, Version::V5, &answer, 31) && bytes.is_empty());
+    assert!(connack(&mut bytes, Version::V3, &answer, 1000));
     assert_eq!(bytes, [0x20, 2, 1, 0]);
+}
+
+#[test]
+fn reasons_are_told_in_words_where_there_is_room_and_a_wish() {
+    let peer = Peer { version: Version::V5, packet_bytes_max: 1000, window: 1, problem_info: true };
+    let told = |peer: &Peer| {
+        let mut bytes = Vec::new();
+        puback(&mut bytes, AckKind::Ack, peer, 7, Reason::QuotaExceeded);
+        bytes
+    };
+    let text = Reason::QuotaExceeded.explanation();
+    let length = text.len() as u8;
+    let head = [0x40, 7 + length, 0, 7, 0x97, 3 + length, 0x1f, 0, length];
+    assert_eq!(told(&peer), [&head[..], text.as_bytes()].concat());
+    let size = told(&peer).len();
+    assert_eq!(told(&Peer { packet_bytes_max: size, ..peer }).len(), size);
+    assert_eq!(told(&Peer { packet_bytes_max: size - 1, ..peer }), [0x40, 4, 0, 7, 0x97, 0]);
+    assert_eq!(told(&Peer { problem_info: false, ..peer }), [0x40, 3, 0, 7, 0x97]);
+    assert_eq!(told(&Peer { version: Version::V3, ..peer }), [0x40, 2, 0, 7]);
+    let mut bytes = Vec::new();
+    assert!(!suback(&mut bytes, &Peer { packet_bytes_max: 9, ..peer }, 7, &[0; 5], Reason::Success));
+    assert!(bytes.is_empty());
 }
 
 /// Whatever bytes come, decoding ends with a packet or an error, and a packet's parts lie within it.

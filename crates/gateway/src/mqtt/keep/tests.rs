@@ -20,7 +20,13 @@ fn encoded(topic: &str, payload: &[u8]) -> Vec<u8> {
 }
 
 fn queued(session: u64, seq: u64) -> Queued {
-    Queued { session, seq, qos: QoS::ExactlyOnce, retain: seq.is_multiple_of(2), subscription_ids: vec![7, 8] }
+    Queued {
+        session,
+        seq,
+        qos: QoS::ExactlyOnce,
+        retain: seq.is_multiple_of(2),
+        subscription_ids: vec![7, 8],
+    }
 }
 
 fn config(segment_bytes: u64) -> JournalConfig {

@@ -1,8 +1,9 @@
-use super::super::codec::PublishProperties;
+use super::super::codec::{PublishProperties, Version};
+use super::super::message::Message;
 use super::*;
 
 const LIMITS: QueueLimits = QueueLimits { messages_max: 5, bytes_max: 1000 };
-const PEER: Peer = Peer { version: Version::V3, packet_bytes_max: 100, window: 2 };
+const PEER: Peer = Peer { version: Version::V3, packet_bytes_max: 100, window: 2, problem_info: true };
 
 fn delivery(payload: &[u8], qos: QoS) -> Delivery {
     let message = Message::new("a", &PublishProperties::default(), payload, qos, false, 1);
@@ -18,7 +19,7 @@ fn attached(expiry_s: u64) -> (Session, Arc<Signal>) {
 
 fn fill(session: &Session) -> (Filled, Vec<u8>) {
     let mut output = Vec::new();
-    (session.fill(&mut output, 10_000, &PEER), output)
+    (session.fill(&mut output, 10_000, &PEER, None), output)
 }
 
 #[test]
@@ -102,8 +103,8 @@ fn what_may_not_be_in_the_log_counts_as_never_sent() {
 fn an_ended_session_takes_nothing() {
     let (session, _signal) = attached(60);
     assert!(session.add_filter("a", 1) && session.add_filter("a", 1) && !session.add_filter("b", 1));
-    let (filters, will) = session.end();
-    assert!(filters.contains("a") && will.is_none());
+    let remains = session.end();
+    assert!(remains.filters.contains("a") && remains.will.is_none() && remains.shared.is_empty());
     session.enqueue(delivery(b"x", QoS::AtLeastOnce)).unwrap();
     assert_eq!(fill(&session).0, Filled::default());
 }
@@ -117,4 +118,48 @@ fn timers_are_set_once() {
     assert!(session.needs_timer(now));
     assert!(session.due(now).next.is_none(), "it is connected");
     assert!(session.needs_timer(later));
+}
+
+#[test]
+fn a_member_that_goes_leaves_to_its_group_what_it_may_not_have() {
+    let (session, signal) = attached(60);
+    let shared = |payload: &[u8], qos| delivery(payload, qos).by(Some("$share/g/a".into()));
+    session.enqueue(shared(b"1", QoS::AtLeastOnce)).unwrap();
+    session.enqueue(shared(b"2", QoS::ExactlyOnce)).unwrap();
+    session.enqueue(delivery(b"own", QoS::AtLeastOnce)).unwrap();
+    session.enqueue(shared(b"3", QoS::ExactlyOnce)).unwrap();
+    assert_eq!(fill(&session).0.sent, 2, "the window");
+    session.detach(&signal, false, None, &[], Instant::now()).unwrap();
+    let left: Vec<_> = session.end().shared.iter().map(|left| left.message.payload().to_vec()).collect();
+    assert_eq!(left, [b"1", b"3"], "2 was sent at QoS 2 and must not come twice");
+}
+
+#[test]
+fn what_was_sent_once_does_not_expire() {
+    let (session, signal) = attached(60);
+    let properties = PublishProperties { expiry_s: Some(0), ..Default::default() };
+    let message = Arc::new(Message::new("a", &properties, b"x", QoS::ExactlyOnce, false, 1));
+    let sent =
+        Delivery { packet_id: 7, ..Delivery::new(Arc::clone(&message), QoS::ExactlyOnce, false, Vec::new()) };
+    session.enqueue(sent).unwrap();
+    session.enqueue(Delivery::new(message, QoS::ExactlyOnce, false, Vec::new())).unwrap();
+    assert_eq!(fill(&session).0, Filled { sent: 1, expired: 1, ..Filled::default() });
+    drop(signal);
+}
+
+#[test]
+fn topics_that_were_told_are_sent_as_aliases() {
+    let (session, _signal) = attached(0);
+    let peer = Peer { version: Version::V5, packet_bytes_max: 12, ..PEER };
+    let mut aliases = Aliases::new(1);
+    let mut sent = |payload: &[u8]| {
+        let mut output = Vec::new();
+        session.enqueue(delivery(payload, QoS::AtMostOnce)).unwrap();
+        session.fill(&mut output, 1000, &peer, aliases.as_deref_mut());
+        output
+    };
+    // 6 bytes and 3 for the alias do not fit in 12 with a payload of 4; without the alias they do.
+    assert_eq!(sent(b"1234"), [0x30, 8, 0, 1, b'a', 0, b'1', b'2', b'3', b'4']);
+    assert_eq!(sent(b"1"), [0x30, 8, 0, 1, b'a', 3, 0x23, 0, 1, b'1']);
+    assert_eq!(sent(b"2"), [0x30, 7, 0, 0, 3, 0x23, 0, 1, b'2']);
 }

@@ -1,0 +1,72 @@
+"""`docs/mqtt-conformance.md`, made of the statements and of the cases that test them."""
+
+from collections import defaultdict
+
+from . import carrying, connecting, data, delivering, publishing, subscribing  # noqa: F401 (each registers its cases)
+from .registry import CASES, NAMES, V3, V5
+from .statements import NO_OCCASION, STATEMENTS
+
+# Other people's suites, as they were run against this server. What they expect beyond the standard is told with the section.
+_OTHERS = """\
+## Suites of others
+
+The interoperability suites of Eclipse Paho (`paho.mqtt.testing`, `client_test.py` and `client_test5.py`), run against a server with
+`keep_alive_s_max = 60`, which the second expects:
+
+- 3.1.1: 9 of 10, and `test_subscribe_failure` where an operator denies `test/nosubscribe`, which the suite takes for granted.
+- 5.0: 26 of 27, and `test_subscribe_failure` never: it wants SUBACK to say 0x80 (unspecified error) for a filter that the client
+  may not have. 5.0, section 3.9.3, has 0x87 (not authorized) for that.
+- `client_test5.py` refuses a PUBACK, PUBREC or PUBCOMP that has a reason string (its decoder wants a remaining length of 2 to 4),
+  which 5.0, sections 3.4.2.2.2, 3.5.2.2.2 and 3.7.2.2.2, allow. No test of it depends on that.
+- `test_request_response` of `client_test5.py` publishes without waiting for the SUBACK of its second client, so that a slow machine
+  may fail it.
+"""
+
+_HEAD = """\
+# MQTT conformance
+
+Every numbered normative statement of [MQTT 3.1.1](https://docs.oasis-open.org/mqtt/mqtt/v3.1.1/os/mqtt-v3.1.1-os.html) and
+[MQTT 5.0](https://docs.oasis-open.org/mqtt/mqtt/v5.0/os/mqtt-v5.0-os.html), in our words, and what shows that the server keeps it. The tests
+are in `tests/mqtt_conformance`: they send and read raw bytes, and drive the binary from outside. One statement alone:
+`cargo xtask test -k "5.0-MQTT-3.1.2-24"`. This file is made by `python -m mqtt_conformance` in `tests`, and a test fails when it is not what
+the suite says.
+
+"""
+
+
+def functions():
+    """The names of the functions that test each statement."""
+    found = defaultdict(list)
+    for case in CASES:
+        found[case.version, case.statement].append(case.function.__name__)
+    return found
+
+
+def state(version, number):
+    """What shows that a statement is kept."""
+    who, _ = STATEMENTS[version][number]
+    if tests := functions().get((version, number)):
+        return "tested: " + ", ".join(f"`{name}`" for name in tests)
+    if reason := NO_OCCASION.get((version, number)):
+        return f"no occasion: {reason}"
+    return "of the client" if who == "C" else "NOT TESTED"
+
+
+def render():
+    """The whole file."""
+    lines = [_HEAD]
+    tested = functions()
+    for version in (V3, V5):
+        statements = STATEMENTS[version]
+        ours = [number for number, (who, _) in statements.items() if who == "S"]
+        count = sum((version, number) in tested for number in statements)
+        lines.append(f"## MQTT {NAMES[version]}\n\n")
+        lines.append(
+            f"{len(statements)} statements, {len(ours)} of them about the server; {count} are tested, "
+            f"{sum(key[0] == version for key in NO_OCCASION)} have no occasion here.\n\n"
+        )
+        lines.append("| statement | what it asks | state |\n| --- | --- | --- |\n")
+        for number, (_, what) in statements.items():
+            lines.append(f"| MQTT-{number} | {what} | {state(version, number)} |\n")
+        lines.append("\n")
+    return "".join(lines) + _OTHERS
