@@ -15,7 +15,7 @@ DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "mqtt-conformance.md"
 CONFIG = """\
 [gateway.mqtt]
 keep_alive_s_max = 60
-packet_bytes_max = 65536
+packet_bytes_max = 100000
 receive_maximum = 16
 topic_aliases_max = 8
 sys_interval_s = 1

@@ -99,7 +99,7 @@ def the_client_id_names_the_session(broker, version):
     broker.publish(one, b"for one")
     assert broker.open(version, two, clean=False, **expiry).pending() == []
     again = broker.open(version, one, clean=False, **expiry)
-    assert [packet.payload for packet in again.pending()] == [b"for one"]
+    assert [packet.payload for packet in again.take(1)] == [b"for one"]
     broker.client(version).send(header(version, 2)).refused(MALFORMED, PROTOCOL)
 
 

@@ -17,12 +17,12 @@ def what_is_sent_again_is_a_duplicate(broker, version):
     client = broker.open(version, clean=False, **expiry).subscribed((name, 2))
     for payload, qos in ((b"1", 1), (b"2", 2), (b"3", 2)):
         broker.publish(name, payload, qos)
-    first = client.pending()
+    first = client.take(3)
     client.send(ack(raw.PUBREC, first[1].packet_id))
     client.read(raw.PUBREL)
     client.vanish()
     again = broker.open(version, client.client_id, clean=False, **expiry)
-    packets = again.pending()
+    packets = again.take(3)
     assert packets[0].kind == raw.PUBREL and packets[0].packet_id == first[1].packet_id
     sent = [(packet.payload, packet.packet_id, packet.duplicate) for packet in packets[1:]]
     assert sent == [(b"1", first[0].packet_id, 1), (b"3", first[2].packet_id, 1)]
@@ -167,7 +167,7 @@ def messages_expire(broker, version):
     name = topic()
     client = broker.open(version, session_expiry=60).subscribed((name, 2))
     broker.publish(name, b"sent", 2, message_expiry=1)
-    (sent,) = client.pending()
+    (sent,) = client.take(1)
     client.vanish()
     broker.publish(name, b"short", 1, message_expiry=1)
     broker.publish(name, b"long", 1, message_expiry=100)
@@ -175,7 +175,7 @@ def messages_expire(broker, version):
     broker.publish(f"{name}/r", b"kept", retain=1, message_expiry=1)
     time.sleep(1.3)
     again = broker.open(version, client.client_id, clean=False, session_expiry=60)
-    packets = again.pending()
+    packets = again.take(3)
     assert [packet.payload for packet in packets] == [b"sent", b"long", b"always"]
     assert (packets[0].packet_id, packets[0].duplicate) == (sent.packet_id, 1), "what was sent does not expire"
     assert 97 <= packets[1].get("message_expiry") <= 99

@@ -58,6 +58,9 @@ pub struct MqttConfig {
     pub inflight_bytes_max: usize,
     /// Filters of one client.
     pub subscriptions_per_client_max: usize,
+    /// Whether a client gets a message once for each of its filters that match, instead of once with the identifiers of all
+    /// of them. The standard allows both (5.0, 3.3.4); some clients expect the one or the other.
+    pub overlapping_copies: bool,
     /// Messages of QoS 1 and 2 that may be on their way to one client.
     pub outgoing_messages_max: u16,
     /// Messages that may wait for one client.
@@ -138,6 +141,7 @@ impl Default for MqttConfig {
             inflight_events_max: 8192,
             inflight_bytes_max: 4 << 20,
             subscriptions_per_client_max: 1000,
+            overlapping_copies: false,
             outgoing_messages_max: 128,
             session_queue_messages_max: 1000,
             session_queue_bytes_max: 4 << 20,

@@ -99,6 +99,21 @@ async fn overlapping_filters_give_one_message_with_all_identifiers() {
 }
 
 #[tokio::test]
+async fn overlapping_filters_give_copies_where_that_is_asked_for() {
+    let server = Server::configured(|config| config.mqtt.overlapping_copies = true).await;
+    let mut client = server.client(true, "c").await;
+    for (id, filter) in [(1u8, "a/#"), (2, "a/+")] {
+        client.send(&packet(0x82, &[&[0, id, 2, 0x0b, id][..], &text(filter), &[0]].concat())).await;
+        client.packet().await;
+    }
+    server.gateway.publish("main", "a/b", b"x", QoS::AtMostOnce, false).unwrap();
+    let mut ids = [client.packet().await[9], client.packet().await[9]];
+    ids.sort_unstable();
+    assert_eq!(ids, [1, 2]);
+    client.silent().await;
+}
+
+#[tokio::test]
 async fn retained_messages() {
     let server = Server::start().await;
     let mut publisher = server.client(true, "p").await;

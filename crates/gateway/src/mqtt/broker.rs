@@ -115,7 +115,7 @@ impl Broker {
         Self {
             keeper,
             realm: realm.into(),
-            subscriptions: Subscriptions::default(),
+            subscriptions: Subscriptions::new(config.overlapping_copies),
             retained: Retained::new(RetainedLimits {
                 messages_max: config.retained_messages_max,
                 bytes_max: config.retained_bytes_max,

@@ -78,9 +78,15 @@ pub(crate) struct Subscriptions {
     root: RwLock<Node>,
     count: AtomicUsize,
     generation: AtomicU64,
+    /// One message for each filter that matches, instead of one for each session.
+    copies: bool,
 }
 
 impl Subscriptions {
+    pub(crate) fn new(copies: bool) -> Self {
+        Self { copies, ..Self::default() }
+    }
+
     /// Adds or replaces a subscription. `true` when it is new.
     pub(crate) fn insert(&self, filter: Filter<'_>, session: &Arc<Session>, wish: Wish) -> bool {
         let subscriber = Subscriber { session: Arc::clone(session), wish };
@@ -145,7 +151,7 @@ impl Subscriptions {
         wanted
     }
 
-    /// Everybody who gets a message of this topic from `publisher`, each once.
+    /// Everybody who gets a message of this topic from `publisher`, each once unless copies are asked for.
     pub(crate) fn targets(&self, topic: &str, publisher: u64) -> Vec<Target> {
         let mut targets = Vec::new();
         if self.len() == 0 {
@@ -158,7 +164,7 @@ impl Subscriptions {
             targets.extend(single.map(|subscriber| subscriber.target(None)));
             targets.extend(leaf.shared.values().filter_map(Group::choose));
         });
-        if targets.len() > 1 {
+        if targets.len() > 1 && !self.copies {
             merge(&mut targets);
         }
         targets
