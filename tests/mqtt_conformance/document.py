@@ -13,13 +13,13 @@ _OTHERS = """\
 The interoperability suites of Eclipse Paho (`paho.mqtt.testing`, `client_test.py` and `client_test5.py`), run against a server with
 `keep_alive_s_max = 60`, which the second expects:
 
-- 3.1.1: 9 of 10, and `test_subscribe_failure` where an operator denies `test/nosubscribe`, which the suite takes for granted.
-- 5.0: 26 of 27, and `test_subscribe_failure` never: it wants SUBACK to say 0x80 (unspecified error) for a filter that the client
-  may not have. 5.0, section 3.9.3, has 0x87 (not authorized) for that.
+- 3.1.1: 9 of 10. `test_subscribe_failure` takes for granted that the server refuses the filter `test/nosubscribe`; no rule here does.
+- 5.0: 25 of 27 in a run of all, on a busy machine. `test_subscribe_failure` wants SUBACK to say 0x80 (unspecified error) for the same
+  filter; a client that may not have one is told 0x87 (not authorized), as 5.0, section 3.9.3, has it.
+- `test_request_response` (5.0) publishes without waiting for the SUBACK of its second client. The two connections are served at the same
+  time, so that the publish may be first (5.0, section 4.6, orders messages of one client only). Run alone it passes.
 - `client_test5.py` refuses a PUBACK, PUBREC or PUBCOMP that has a reason string (its decoder wants a remaining length of 2 to 4),
   which 5.0, sections 3.4.2.2.2, 3.5.2.2.2 and 3.7.2.2.2, allow. No test of it depends on that.
-- `test_request_response` of `client_test5.py` publishes without waiting for the SUBACK of its second client, so that a slow machine
-  may fail it.
 """
 
 _HEAD = """\
