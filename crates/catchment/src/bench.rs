@@ -110,6 +110,8 @@ async fn measure(args: &IngestArgs, target: &Target) -> anyhow::Result<Report> {
     let probed = duration.min(PROBED_FULL_MAX);
     acknowledged += phase(&mut fleet, target, &mut report, "full", probed, full_rate).await?;
     if !args.no_half {
+        // Half load is a state of its own, not the end of the full load before it.
+        wait_visible(&target.client, before.events + acknowledged).await?;
         acknowledged += phase(&mut fleet, target, &mut report, "half", duration, Some(rate / 2.0)).await?;
     }
 

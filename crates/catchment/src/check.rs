@@ -96,12 +96,15 @@ fn sections(settings: &Settings) -> Vec<Finding> {
         finding("settings [network]", "", verdict(settings.network.check())),
         finding("settings of listeners", "", verdict(settings.check_listeners())),
         finding("settings [gateway]", "", verdict(settings.gateway.check())),
-        finding(
-            "settings [log]",
-            format!("{} partitions", settings.log.partitions),
-            verdict(settings.log.check()),
-        ),
+        finding("settings [log]", partitions(settings.log.partitions), verdict(settings.log.check())),
     ]
+}
+
+fn partitions(number: u32) -> String {
+    match number {
+        0 => "partitions: those of the log; of a new one, as many as processors".to_owned(),
+        number => format!("{number} partitions"),
+    }
 }
 
 fn engine(settings: &Settings, seam: Seam) -> Finding {

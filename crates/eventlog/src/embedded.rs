@@ -77,9 +77,9 @@ impl EmbeddedLog {
 
     fn open_on(dir: &Path, config: LogConfig, device: Arc<dyn Device>) -> Result<Arc<Self>, OpenError> {
         config.check()?;
-        let lock = meta::claim(dir, config.partitions)?;
+        let (lock, partitions) = meta::claim(dir, &config)?;
         let mut log = Self { partitions: Vec::new(), writers: Vec::new(), _lock: lock };
-        for id in 0..config.partitions {
+        for id in 0..partitions {
             let path = dir.join(format!("p{id:04}"));
             let recovered = recovery::recover(path.clone(), config.segment_bytes, &*device)?;
             let partition = Arc::new(Partition::new(

@@ -15,6 +15,7 @@
 //! works on files that were there when it looked.
 
 mod background;
+mod blocking;
 mod config;
 mod data_file;
 mod error;
@@ -49,6 +50,7 @@ pub use provider::{AGGREGATED_METRICS, CATALOG};
 
 use crate::shard::Shard;
 use crate::tables::TableId;
+use blocking::blocking;
 use flush::FlushState;
 use hook::Hook;
 use scan::FileReader;
@@ -170,17 +172,6 @@ impl History {
     #[must_use]
     pub fn metrics(&self) -> &HistoryMetrics {
         &self.metrics
-    }
-}
-
-/// Runs work that blocks or computes for long off the runtime's threads.
-async fn blocking<T: Send + 'static>(
-    what: &'static str,
-    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
-) -> Result<T, StoreError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => Err(StoreError::Interrupted { what, message: error.to_string() }),
     }
 }
 

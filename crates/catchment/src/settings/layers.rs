@@ -73,7 +73,7 @@ pub(crate) fn load(
     };
     // The budget is known after the first pass; its shares are defaults, so that what is set stays as it is.
     let budget = layered(Vec::new())?;
-    let mut settings = layered(budget::shares(budget.memory_bytes_max, budget.log.partitions))?;
+    let mut settings = layered(budget::shares(budget.memory_bytes_max, budget.log.partitions_of_new()))?;
     // Whatever is said about the folder then says where it is.
     settings.data = std::path::absolute(&settings.data)
         .map_err(|source| SettingsError::Read { path: settings.data.clone(), source })?;

@@ -1,5 +1,7 @@
 //! What an operator can choose about the embedded log.
 
+use std::thread::available_parallelism;
+
 use serde::{Deserialize, Serialize};
 
 use super::error::OpenError;
@@ -9,6 +11,8 @@ use super::error::OpenError;
 #[serde(default, deny_unknown_fields)]
 pub struct LogConfig {
     /// Number of partitions, 1 to 1,024; fixed once the log exists. Each has its own writer thread and its own worker.
+    /// 0: those that the log has; a new one gets as many as there are processors, at most 16. More do not make it
+    /// faster: each has a file that is synced on its own.
     pub partitions: u32,
     /// Size of one segment file, in bytes; retention drops whole segments.
     pub segment_bytes: u64,
@@ -32,7 +36,7 @@ pub struct LogConfig {
 impl Default for LogConfig {
     fn default() -> Self {
         Self {
-            partitions: 4,
+            partitions: 0,
             segment_bytes: 64 << 20,
             queue_bytes_max: 16 << 20,
             cache_bytes_max: 16 << 20,
@@ -75,17 +79,27 @@ const SEGMENT_BYTES_MIN: u64 = 64 << 10;
 /// Largest segment: recovery reads one whole.
 const SEGMENT_BYTES_MAX: u64 = 4 << 30;
 const PARTITIONS_MAX: u32 = 1024;
+const AUTOMATIC_PARTITIONS_MAX: usize = 16;
 const QUEUE_BYTES_MIN: u32 = 64 << 10;
 
 impl LogConfig {
+    /// How many partitions a log has that is made with this configuration.
+    #[must_use]
+    pub fn partitions_of_new(&self) -> u32 {
+        match self.partitions {
+            0 => available_parallelism().map_or(1, |cores| cores.get().min(AUTOMATIC_PARTITIONS_MAX) as u32),
+            chosen => chosen,
+        }
+    }
+
     /// Checks the limits and how they fit together.
     ///
     /// # Errors
     /// Names the setting and its limits.
     pub fn check(&self) -> Result<(), OpenError> {
         let refuse = |setting, value: u64, limits| Err(OpenError::Setting { setting, value, limits });
-        if !(1..=PARTITIONS_MAX).contains(&self.partitions) {
-            return refuse("partitions", self.partitions.into(), "1 to 1024");
+        if self.partitions > PARTITIONS_MAX {
+            return refuse("partitions", self.partitions.into(), "1 to 1024, or 0 for one a processor");
         }
         if !(SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&self.segment_bytes) {
             return refuse("segment_bytes", self.segment_bytes, "64 KiB (65536) to 4 GiB (4294967296)");
@@ -93,7 +107,7 @@ impl LogConfig {
         if self.queue_bytes_max < QUEUE_BYTES_MIN {
             return refuse("queue_bytes_max", self.queue_bytes_max.into(), "at least 64 KiB (65536)");
         }
-        if self.retention_bytes < 2 * self.segment_bytes * u64::from(self.partitions) {
+        if self.retention_bytes < 2 * self.segment_bytes * u64::from(self.partitions_of_new()) {
             let limits = "at least two segments for each partition: 2 × segment_bytes × partitions";
             return refuse("retention_bytes", self.retention_bytes, limits);
         }
@@ -122,7 +136,7 @@ mod tests {
     fn limits_name_the_setting() {
         let text = |config: LogConfig| config.check().unwrap_err().to_string();
         let base = LogConfig::default();
-        assert!(text(LogConfig { partitions: 0, ..base.clone() }).contains("partitions"));
+        assert!(text(LogConfig { partitions: 1025, ..base.clone() }).contains("partitions"));
         assert!(text(LogConfig { retention_bytes: 1, ..base.clone() }).contains("retention_bytes"));
         assert!(text(LogConfig { sync: SyncPolicy::IntervalMs(0), ..base }).contains("interval_ms"));
     }

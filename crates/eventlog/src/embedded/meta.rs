@@ -11,6 +11,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::config::LogConfig;
 use super::error::{OpenError, While};
 
 const FORMAT: u32 = 1;
@@ -28,14 +29,15 @@ pub(super) struct FolderLock {
     _file: File,
 }
 
-/// Creates the folder if it is not there yet, checks that it is a log with this number of partitions, and locks it.
-pub(super) fn claim(dir: &Path, partitions: u32) -> Result<FolderLock, OpenError> {
+/// Creates the folder if it is not there yet, checks that it is a log with the number of partitions that is asked for, and
+/// locks it. Gives the number.
+pub(super) fn claim(dir: &Path, config: &LogConfig) -> Result<(FolderLock, u32), OpenError> {
     let path = dir.join("log.toml");
     fs::create_dir_all(dir).while_trying("create the folder", dir)?;
     let file = match File::open(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            create(dir, &path, partitions).while_trying("create", &path)?;
+            create(dir, &path, config.partitions_of_new()).while_trying("create", &path)?;
             File::open(&path).while_trying("open", &path)?
         }
         Err(error) => return Err(error).while_trying("open", &path),
@@ -51,11 +53,11 @@ pub(super) fn claim(dir: &Path, partitions: u32) -> Result<FolderLock, OpenError
     if meta.format != FORMAT {
         return Err(OpenError::Format { path: dir.to_owned(), found: meta.format, supported: FORMAT });
     }
-    if meta.partitions != partitions {
-        let (existing, configured) = (meta.partitions, partitions);
+    if config.partitions != 0 && meta.partitions != config.partitions {
+        let (existing, configured) = (meta.partitions, config.partitions);
         return Err(OpenError::Partitions { path: dir.to_owned(), existing, configured });
     }
-    Ok(FolderLock { _file: file })
+    Ok((FolderLock { _file: file }, meta.partitions))
 }
 
 /// Whole or not at all: written aside, then renamed.

@@ -35,7 +35,7 @@ impl Default for HistoryConfig {
     fn default() -> Self {
         Self {
             flush_interval_ms: 30_000,
-            flush_bytes: 64 << 20,
+            flush_bytes: 192 << 20,
             maintenance_interval_ms: 30_000,
             compact_files_min: 8,
             compact_bytes_max: 128 << 20,

@@ -112,9 +112,14 @@ impl History {
             report.files += files.len();
             report.bytes += bytes;
             self.metrics.flushed(table.id, rows, bytes);
-            self.view.flushed(table.id, files);
+            let written = self.view.flushed(table.id, files);
             *committed = next;
             round.pending[table.id.index()] = false;
+            super::blocking("freeing of rows", move || {
+                drop(written);
+                Ok(())
+            })
+            .await?;
             self.hook.at(Step::Swapped(table.id))?;
         }
         state.round = None;

@@ -60,10 +60,14 @@ impl History {
         if table.id == TableId::MetricRollups {
             plan = merge_states(plan)?;
         }
-        let mut rows = plan.execute(0, context)?;
         let (table, files) = (Arc::clone(table), files.to_vec());
-        let runtime = tokio::runtime::Handle::current();
         blocking("merge", move || {
+            // One of this thread alone: on the caller's, decoding would compete with those who wait for an answer.
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .build()
+                .map_err(|error| StoreError::Interrupted { what: "merge", message: error.to_string() })?;
+            let _entered = runtime.enter();
+            let mut rows = plan.execute(0, context)?;
             let period = files.first().map_or("", |file| file.period.as_str());
             let mut writer = FileWriter::create(table.id, &table.folder, period)?;
             while let Some(batch) = runtime.block_on(rows.next()) {

@@ -15,7 +15,9 @@ use datafusion::error::Result;
 use datafusion::execution::context::SessionContext;
 use datafusion::functions_aggregate::expr_fn::{max, min, sum};
 use datafusion::logical_expr::utils::conjunction;
-use datafusion::logical_expr::{Expr, LogicalPlanBuilder, TableProviderFilterPushDown, TableType, cast, col};
+use datafusion::logical_expr::{
+    BinaryExpr, Expr, LogicalPlanBuilder, Operator, TableProviderFilterPushDown, TableType, cast, col,
+};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::union::UnionExec;
 
@@ -103,6 +105,19 @@ impl History {
     }
 }
 
+/// The device that a filter wants rows of, if it wants only one's.
+fn wanted_device(filter: &Expr) -> Option<&str> {
+    let Expr::BinaryExpr(BinaryExpr { left, op: Operator::Eq, right }) = filter else { return None };
+    match (&**left, &**right) {
+        (Expr::Column(column), Expr::Literal(value, _)) | (Expr::Literal(value, _), Expr::Column(column))
+            if column.name == "device_id" =>
+        {
+            value.try_as_str().flatten()
+        }
+        _ => None,
+    }
+}
+
 struct HistoryTable {
     table: TableId,
     view: Arc<View>,
@@ -144,7 +159,7 @@ impl TableProvider for HistoryTable {
             }
             None => None,
         };
-        let snapshot = self.view.snapshot(self.table);
+        let snapshot = self.view.snapshot(self.table, filters.iter().find_map(wanted_device));
         let files = match &predicate {
             Some(predicate) => prune(self.table, &snapshot.files, predicate),
             None => snapshot.files.to_vec(),

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
-use catchment_types::Offset;
+use catchment_types::{DEFAULT_REALM, Offset, PartitionId, partition_of};
 use parking_lot::RwLock;
 
 use super::data_file::{DataFile, FileList};
@@ -21,9 +21,12 @@ pub(super) struct View {
 
 #[derive(Default)]
 struct State {
-    flushing: [Vec<RecordBatch>; TableId::COUNT],
+    flushing: [Flushing; TableId::COUNT],
     files: [FileList; TableId::COUNT],
 }
+
+/// Rows of one table on their way into files, with the partition they are of.
+type Flushing = Vec<(PartitionId, RecordBatch)>;
 
 /// One table at one moment.
 pub(super) struct TableSnapshot {
@@ -46,10 +49,14 @@ impl View {
         self.shards.iter().map(|shard| shard.buffered_bytes()).sum()
     }
 
-    pub(super) fn snapshot(&self, table: TableId) -> TableSnapshot {
+    /// `device_id`: leaves out rows in memory that cannot be of this device, those of other partitions.
+    pub(super) fn snapshot(&self, table: TableId, device_id: Option<&str>) -> TableSnapshot {
+        let only = device_id.map(|device| partition_of(DEFAULT_REALM, device, self.shards.len() as u32));
+        let is_wanted = |partition| only.is_none_or(|only| partition == only);
         let state = self.state.read();
-        let mut memory = state.flushing[table.index()].clone();
-        for shard in &self.shards {
+        let flushing = state.flushing[table.index()].iter().filter(|(partition, _)| is_wanted(*partition));
+        let mut memory: Vec<_> = flushing.map(|(_, rows)| rows.clone()).collect();
+        for shard in self.shards.iter().filter(|shard| is_wanted(shard.partition())) {
             memory.extend(shard.rows(table).into_iter().filter(|rows| rows.num_rows() > 0));
         }
         TableSnapshot { memory, files: Arc::clone(&state.files[table.index()]) }
@@ -67,7 +74,8 @@ impl View {
             .map(|shard| {
                 let taken = shard.take_rows();
                 for (flushing, rows) in state.flushing.iter_mut().zip(taken.tables) {
-                    flushing.extend(rows.into_iter().filter(|rows| rows.num_rows() > 0));
+                    let rows = rows.into_iter().filter(|rows| rows.num_rows() > 0);
+                    flushing.extend(rows.map(|rows| (shard.partition(), rows)));
                 }
                 taken.next_offset
             })
@@ -75,14 +83,16 @@ impl View {
     }
 
     pub(super) fn flushing(&self, table: TableId) -> Vec<RecordBatch> {
-        self.state.read().flushing[table.index()].clone()
+        self.state.read().flushing[table.index()].iter().map(|(_, rows)| rows.clone()).collect()
     }
 
-    /// A flush committed: the table's files are these now, and they have the rows that were flushing.
-    pub(super) fn flushed(&self, table: TableId, files: Vec<Arc<DataFile>>) {
+    /// A flush committed: the table's files are these now, and they have the rows that were flushing. Gives those back:
+    /// to free so much memory takes time, which nobody should wait for.
+    #[must_use]
+    pub(super) fn flushed(&self, table: TableId, files: Vec<Arc<DataFile>>) -> Flushing {
         let mut state = self.state.write();
-        state.flushing[table.index()].clear();
         replace(&mut state.files[table.index()], &[], files);
+        std::mem::take(&mut state.flushing[table.index()])
     }
 
     /// All that was taken by [`Self::rotate`] is in files.
