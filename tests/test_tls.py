@@ -2,6 +2,7 @@
 
 import json
 import re
+import select
 import signal
 import socket
 import ssl
@@ -11,7 +12,7 @@ import psycopg
 import pytest
 from websockets.sync.client import connect
 
-from harness import eventually, free_ports, raw_mqtt, run
+from harness import BINARY, eventually, free_ports, raw_mqtt, run
 from harness.certificates import Authority
 from harness.paho_client import Client, connected
 
@@ -363,6 +364,29 @@ def test_postgres_may_ask_for_tls(new_server, tmp_path):
         raw.sendall(b"\x00\x00\x00\x08\x04\xd2\x16\x2f" + b"\x00\x00\x00\x08\x00\x03\x00\x00")
         assert raw.recv(1) == b"S"
         assert b"R" not in raw.recv(100)[:1]
+
+
+def test_the_command_line_speaks_tls(secured, device):
+    secured.server.post_event(device, {"t": 7})
+    url, trust = ("--url", f"https://localhost:{secured.https}"), ("--ca", secured.ca.pem)
+    done = run("query", *url, *trust, "--format", "csv", "SELECT 40 + 2 AS n")
+    assert done.stdout.split() == ["n", "42"], done.stderr
+    for stranger in ((), ("--ca", secured.other.pem)):
+        done = run("device", "list", *url, *stranger)
+        assert done.returncode == 1 and "UnknownIssuer" in done.stderr, done
+    done = run("device", "list", *url, "--ca", secured.ca.key)
+    assert done.returncode == 1 and "no CA to verify" in done.stderr, done
+    command = [BINARY, "tail", *url, *trust, device]
+    with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True) as tail:
+        try:
+            def posted_and_seen():
+                secured.server.post_event(device, {"t": 8})
+                return select.select([tail.stdout], [], [], 0.2)[0]
+
+            eventually(posted_and_seen)
+            assert f"{device}  state" in tail.stdout.readline()
+        finally:
+            tail.kill()
 
 
 def test_check_says_what_is_wrong(tmp_path):

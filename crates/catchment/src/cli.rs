@@ -235,6 +235,9 @@ pub(crate) struct ClientArgs {
     /// Data folder to read the administrator's token from.
     #[arg(long, value_name = "DIR", help_heading = "Connection")]
     pub(crate) data: Option<PathBuf>,
+    /// PEM file of the CA that an https:// address is verified by. Without one, those that the system trusts.
+    #[arg(long, env = "CATCHMENT_CA", value_name = "FILE", help_heading = "Connection")]
+    pub(crate) ca: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -6,6 +6,7 @@ mod devices;
 mod query;
 mod socket;
 mod tail;
+mod tls;
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -28,6 +29,7 @@ pub(crate) use devices::device;
 pub(crate) use query::query;
 pub(crate) use socket::{is_timeout, open_websocket};
 pub(crate) use tail::tail;
+use tls::Roots;
 
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// Where `serve` and `demo` keep things unless told otherwise: the token of a local platform is looked for there.
@@ -39,6 +41,8 @@ pub(crate) struct Client {
     agent: Agent,
     base: String,
     token: Option<String>,
+    /// Where the address is `https://`: who vouches for the platform.
+    roots: Option<Roots>,
 }
 
 /// Why the platform did not answer, as it says it.
@@ -63,12 +67,11 @@ impl Client {
     /// The address is not one, or `--data` has no token.
     pub(crate) fn new(args: &ClientArgs) -> anyhow::Result<Self> {
         let base = args.url.trim_end_matches('/').to_owned();
-        if base.starts_with("https://") {
-            bail!("{base}: TLS is not in this build; use http://, on this machine or through a tunnel");
-        }
-        if !base.starts_with("http://") {
-            bail!("{base} is not an address; write for instance http://127.0.0.1:8080");
-        }
+        let roots = match base.split_once("://") {
+            Some(("http", _)) => None,
+            Some(("https", _)) => Some(Roots::read(args.ca.as_deref())?),
+            _ => bail!("{base} is not an address; write for instance http://127.0.0.1:8080"),
+        };
         let token = match (&args.token, &args.data) {
             (Some(token), _) => Some(token.clone()),
             (None, Some(data)) => Some(folder::read_admin_token(data)?),
@@ -76,22 +79,35 @@ impl Client {
                 DATA_FOLDERS.iter().find_map(|data| folder::read_admin_token(Path::new(data)).ok())
             }
         };
-        Ok(Self::with_token(base, token))
+        Ok(Self::build(base, token, roots))
     }
 
-    /// A client of this address.
+    /// A client of this address, without TLS.
     pub(crate) fn with_token(base: String, token: Option<String>) -> Self {
+        Self::build(base, token, None)
+    }
+
+    fn build(base: String, token: Option<String>, roots: Option<Roots>) -> Self {
+        let tls = roots.as_ref().map(Roots::for_http).unwrap_or_default();
         let config = Agent::config_builder()
+            .tls_config(tls)
             .http_status_as_error(false)
             .timeout_connect(Some(CONNECT_MAX))
             .user_agent(concat!("catchment/", env!("CARGO_PKG_VERSION")))
             .build();
-        Self { agent: config.into(), base, token }
+        Self { agent: config.into(), base, token, roots }
     }
 
-    /// `host:port` of the platform.
-    fn address(&self) -> &str {
-        self.base.trim_start_matches("http://").split('/').next().unwrap_or_default()
+    /// Host and port of the platform.
+    fn address(&self) -> (&str, u16) {
+        let (scheme, rest) = self.base.split_once("://").unwrap_or(("http", &self.base));
+        let address = rest.split('/').next().unwrap_or_default();
+        let default = if scheme == "https" { 443 } else { 80 };
+        // The colons of an IPv6 address stand in brackets.
+        match address.rsplit_once(':') {
+            Some((host, port)) if !port.contains(']') => (host, port.parse().unwrap_or(default)),
+            _ => (address, default),
+        }
     }
 
     /// Makes a request; an answer that is not a success is an error that tells what the platform said.
@@ -278,6 +294,19 @@ fn print_table(head: &[&str], rows: &[Vec<String>]) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_have_a_port() {
+        let address = |base: &str| {
+            let client = Client::with_token(base.to_owned(), None);
+            let (host, port) = client.address();
+            format!("{host} {port}")
+        };
+        assert_eq!(address("http://127.0.0.1:8080"), "127.0.0.1 8080");
+        assert_eq!(address("https://gateway.example/base"), "gateway.example 443");
+        assert_eq!(address("https://[::1]:8443"), "[::1] 8443");
+        assert_eq!(address("http://[::1]"), "[::1] 80");
+    }
 
     #[test]
     fn segments_are_encoded() {

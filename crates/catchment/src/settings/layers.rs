@@ -12,7 +12,7 @@ use super::{Settings, budget};
 const FILE: &str = "catchment.toml";
 const PREFIX: &str = "CATCHMENT_";
 /// Variables that are for the client commands.
-const OF_CLIENTS: [&str; 2] = ["CATCHMENT_TOKEN", "CATCHMENT_URL"];
+const OF_CLIENTS: [&str; 3] = ["CATCHMENT_CA", "CATCHMENT_TOKEN", "CATCHMENT_URL"];
 
 /// Settings from the command line: key and value.
 pub(crate) type Overrides = Vec<(&'static str, String)>;

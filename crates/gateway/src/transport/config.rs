@@ -90,7 +90,7 @@ pub enum CertificateIdentity {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct NetworkConfig {
-    /// Connections from one address, of all protocols; an IPv6 /64 counts as one. Loopback is not limited. 0: no limit.
+    /// Connections of MQTT and HTTP from one address; an IPv6 /64 counts as one. Loopback is not limited. 0: no limit.
     pub connections_per_address_max: usize,
     /// HTTP connections at one time. (Those of MQTT: `gateway.mqtt.connections_max`.)
     pub http_connections_max: usize,
