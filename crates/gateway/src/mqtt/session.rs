@@ -307,8 +307,7 @@ impl Session {
         self.enqueue_all(std::iter::once(delivery))
     }
 
-    /// Queues messages that belong together, if the queue has room for the first: retained messages for a new filter
-    /// may exceed it once.
+    /// Queues messages that belong together, if the queue has room for the first.
     pub(crate) fn enqueue_all(&self, deliveries: impl Iterator<Item = Delivery>) -> Result<(), QueueFull> {
         let state = &mut *self.state.lock();
         if state.queue.len() >= self.limits.messages_max || state.queue_bytes >= self.limits.bytes_max {
