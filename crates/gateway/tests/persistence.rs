@@ -304,3 +304,83 @@ async fn nothing_is_recorded_where_nothing_is_kept() {
     let written = server.metric("catchment_gateway_journal_bytes_total") - before;
     assert!(written < 0.5, "{written} bytes were written for messages that nobody keeps");
 }
+
+/// A small file system, mounted until dropped.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn mount() -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let mut mount = std::process::Command::new("mount");
+        let mounted = mount.args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).arg(dir.path()).output();
+        mounted.is_ok_and(|output| output.status.success()).then_some(Self(dir))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        std::process::Command::new("umount").arg("-l").arg(self.0.path()).status().ok();
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_confirms_nothing_and_loses_nothing() {
+    let Some(disk) = SmallDisk::mount() else {
+        eprintln!("skipped: a tmpfs cannot be mounted here");
+        return;
+    };
+    let (path, others) = (disk.0.path().join("sessions"), disk.0.path().join("others"));
+    std::fs::write(&others, vec![1; 500 << 10]).unwrap();
+    let log = MemoryLog::new(4);
+    let change = |config: &mut GatewayConfig| config.mqtt.session_queue_messages_max = 10_000;
+    let server = open(&log, &path, change).await;
+    let (mut away, _) = kept(&server, true, "away").await;
+    subscribed(&mut away, true, "t", 1).await;
+    drop(away);
+    let mut publisher = server.client(true, "p").await;
+    let mut acknowledged = 0u16;
+    loop {
+        publisher.send(&publish(true, "t", 1, acknowledged + 1, &[b'x'; 1000])).await;
+        let answer = tokio::time::timeout(Duration::from_millis(500), publisher.packet()).await;
+        match answer {
+            Ok(answer) if answer.len() == 4 => acknowledged += 1,
+            // Too late to be taken, or taken and not confirmed.
+            _ => break,
+        }
+    }
+    assert!((100..600).contains(&acknowledged), "{acknowledged}");
+    let copy = crash(&path);
+    // What would have to be kept is refused, and nothing else.
+    let mut other = server.client(true, "other").await;
+    other.send(&publish(true, "t", 1, 1, b"x")).await;
+    other.expect(&[0x40, 3, 0, 1, 0x97]).await;
+    other.send(&publish_with(0x33, Some(&[]), "kept", 2, b"retained")).await;
+    other.expect(&[0x40, 3, 0, 2, 0x97]).await;
+    other.send(&publish(true, TOPIC, 1, 3, b"an event")).await;
+    assert_eq!(other.packet().await[..4], [0x40, 2, 0, 3][..]);
+    let mut refused = server.raw().await;
+    refused.send(&connect_with(true, "new", false, &[0x11, 0, 0, 0, 9])).await;
+    assert_eq!(refused.packet().await[3], 0x97);
+
+    std::fs::remove_file(&others).unwrap();
+    let answer = publisher.packet().await;
+    assert_eq!(
+        (answer[0], answer.len()),
+        (0x40, 4),
+        "it was taken before the disk was full, and is confirmed now"
+    );
+    other.send(&publish(true, "t", 1, 4, b"goes on")).await;
+    other.expect(&[0x40, 2, 0, 4]).await;
+    for (path, wanted) in [(copy.path(), acknowledged), (&*path, acknowledged + 2)] {
+        let again = crash(path);
+        let server = open(&log, again.path(), change).await;
+        let (mut away, present) = kept(&server, true, "away").await;
+        assert!(present);
+        for number in 1..=wanted {
+            let message = away.packet().await;
+            assert_eq!(message[0] & 0xf0, 0x30);
+            away.send(&[[0x40, 2].as_slice(), &number.to_be_bytes()].concat()).await;
+        }
+        away.silent().await;
+    }
+}
