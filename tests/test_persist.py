@@ -236,7 +236,10 @@ def test_persist_mosquitto_queue_over_kill(new_server):
         if number % 3 == 0:
             server.restart()
     got = subprocess.run([*reader, "-C", "10", "-W", "10"], check=True, timeout=20, capture_output=True, text=True)
-    assert got.stdout.split() == [str(number) for number in range(10)]
+    # It shows QoS 1 at once, QoS 2 when it is released: each in order.
+    numbers = [int(number) for number in got.stdout.split()]
+    assert [number for number in numbers if number % 2 == 0] == [0, 2, 4, 6, 8]
+    assert [number for number in numbers if number % 2 == 1] == [1, 3, 5, 7, 9]
     # All was acknowledged: nothing comes again, after a restart either.
     server.stop()
     server.start()
@@ -309,7 +312,8 @@ def test_persist_expiry(new_server):
     assert watcher.connect().session_present
     assert watcher.next().payload == b"died"
     watcher.disconnect()
-    # Published once, however often the server starts again.
+    # Published once, however often the server starts again. An acknowledgement of QoS 1 is recorded within 50 ms.
+    time.sleep(0.2)
     server.restart()
     watcher = session("watcher", 100)
     assert watcher.connect().session_present

@@ -92,7 +92,7 @@ impl Image {
             Record::Reset => {
                 *self = Self { at_ms: self.at_ms, last_session: self.last_session, ..Self::default() };
             }
-            Record::Clock { at_ms } => self.at_ms = at_ms,
+            Record::Clock { at_ms } => self.at_ms = self.at_ms.max(at_ms),
             Record::Opened { session, realm, client_id, owner, next_seq } => {
                 self.last_session = self.last_session.max(session);
                 let (realm, client_id, owner) = (realm.into(), client_id.into(), owner.into());
@@ -100,13 +100,13 @@ impl Image {
                 self.sessions.insert(session, opened);
             }
             Record::Attached { session, at_ms, expiry_s, will } => {
-                self.at_ms = at_ms;
+                self.at_ms = self.at_ms.max(at_ms);
                 self.with(session, |kept| {
                     (kept.expiry_s, kept.will, kept.link) = (expiry_s, will.map(Into::into), Link::Online);
                 });
             }
             Record::Detached { session, at_ms, expiry_s, will_due_ms, sent } => {
-                self.at_ms = at_ms;
+                self.at_ms = self.at_ms.max(at_ms);
                 self.with(session, |kept| {
                     kept.expiry_s = expiry_s;
                     kept.will.take_if(|_| will_due_ms.is_none());

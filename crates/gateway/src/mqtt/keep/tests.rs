@@ -398,6 +398,7 @@ fn visible(image: &Image) -> BTreeMap<String, String> {
     for (key, message) in &image.retained {
         all.insert(format!("retained {key:?}"), format!("{message:?}"));
     }
+    all.insert("lived".to_owned(), image.at_ms.to_string());
     all
 }
 
