@@ -41,6 +41,8 @@ fn main() -> Result<(), RuleError> {
             topic: "devices/device-1/state",
             received_at: Timestamp(1_700_000_000_000_000),
             content_type: "",
+            tags: "",
+            mark: 0,
             payload: payload.as_bytes(),
         };
         let mut decoder = Decoder::new(DecoderRule::default())?;

@@ -33,6 +33,8 @@ fn block(at: usize, devices: usize) -> Result<EventBatch, EventTooLarge> {
             topic: &format!("devices/{device_id}/telemetry"),
             received_at: Timestamp(now),
             content_type: "",
+            tags: "",
+            mark: 0,
             payload: payload.as_bytes(),
         })?;
     }

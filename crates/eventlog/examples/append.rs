@@ -153,6 +153,8 @@ fn batch(seed: u64, events: u64) -> EventBatch {
             topic: &topic,
             received_at: Timestamp::now(),
             content_type: "application/json",
+            tags: "",
+            mark: 0,
             payload: payload.as_bytes(),
         };
         builder.push(&event).ok();

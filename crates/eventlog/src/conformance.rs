@@ -83,6 +83,8 @@ pub async fn what_is_appended_is_read(site: &dyn Site) {
         topic: &long,
         received_at: Timestamp(-5),
         content_type: "",
+        tags: "",
+        mark: 0,
         payload: &[0, 255, 128],
     };
     let mut builder = EventBatch::builder();
@@ -270,6 +272,8 @@ pub fn batch<T: AsRef<str>>(payloads: impl IntoIterator<Item = T>) -> EventBatch
             topic: "devices/device-1/test",
             received_at: Timestamp::now(),
             content_type: "text/plain",
+            tags: "",
+            mark: 0,
             payload: payload.as_ref().as_bytes(),
         };
         builder.push(&event).expect("a payload of less than 4 GiB");

@@ -293,6 +293,8 @@ impl Gateway {
                 topic: &will.topic,
                 received_at: Timestamp::now(),
                 content_type: &will.content_type,
+                tags: "",
+                mark: 0,
                 payload: &will.payload,
             };
             let mut batches = Batches::new(self.log.partitions());

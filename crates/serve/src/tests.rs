@@ -120,6 +120,8 @@ impl Server {
             topic: &topic,
             received_at: Timestamp(received_at),
             content_type: "application/json",
+            tags: "",
+            mark: 0,
             payload,
         };
         batch.push(&event).unwrap();

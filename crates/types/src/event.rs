@@ -10,7 +10,11 @@
 //! | 8 | `received_at`, µs since the epoch |
 //! | 1, 2, 1, 2, 1 | lengths of realm, device id, type, topic, content type |
 //! | … | realm, device id, type, topic, content type: UTF-8 |
+//! | 0 or 16 | mark, if bit 14 of the device id's length is set |
+//! | 0 or 2 + … | length of the tags and the tags: UTF-8, if bit 15 of the device id's length is set |
 //! | … | payload: the rest |
+//!
+//! Device ids are far shorter than 2¹⁴ bytes, so that an event with neither mark nor tags has no byte for them.
 
 use bytes::{Bytes, BytesMut};
 use thiserror::Error;
@@ -19,6 +23,9 @@ use crate::Timestamp;
 
 const LENGTH_BYTES: usize = 4;
 const HEADER_BYTES: usize = 8 + 1 + 2 + 1 + 2 + 1;
+const MARK_BYTES: usize = 16;
+const HAS_TAGS: u16 = 1 << 15;
+const HAS_MARK: u16 = 1 << 14;
 
 /// One message as received, borrowed from a batch or a socket's buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +42,10 @@ pub struct Event<'a> {
     pub received_at: Timestamp,
     /// MIME type, or empty when the device did not say.
     pub content_type: &'a str,
+    /// What its route took from the topic: a JSON object, or empty when there is nothing.
+    pub tags: &'a str,
+    /// Tells the event of a request that may be sent again from all others, so that it is kept once; 0: it has none.
+    pub mark: u128,
     /// As the device sent it.
     pub payload: &'a [u8],
 }
@@ -117,12 +128,25 @@ impl EventBatchBuilder {
         let short = |part, text: &str| u8::try_from(text.len()).map_err(|_| EventTooLarge { part });
         let long = |part, text: &str| u16::try_from(text.len()).map_err(|_| EventTooLarge { part });
         let realm = short("realm", event.realm)?;
-        let device_id = long("device id", event.device_id)?;
+        let mut device_id = long("device id", event.device_id)?;
+        if device_id >= HAS_MARK {
+            return Err(EventTooLarge { part: "device id" });
+        }
         let event_type = short("type", event.event_type)?;
         let topic = long("topic", event.topic)?;
         let content_type = short("content type", event.content_type)?;
+        let tags = long("tags", event.tags)?;
+        let mut extra = 0;
+        if event.mark != 0 {
+            device_id |= HAS_MARK;
+            extra += MARK_BYTES;
+        }
+        if tags > 0 {
+            device_id |= HAS_TAGS;
+            extra += 2 + event.tags.len();
+        }
         let texts = [event.realm, event.device_id, event.event_type, event.topic, event.content_type];
-        let length = HEADER_BYTES + texts.iter().map(|text| text.len()).sum::<usize>() + event.payload.len();
+        let length = HEADER_BYTES + texts.iter().map(|text| text.len()).sum::<usize>() + extra + event.payload.len();
         let length_field = u32::try_from(length).map_err(|_| EventTooLarge { part: "payload" })?;
 
         let mut header = [0; LENGTH_BYTES + HEADER_BYTES];
@@ -137,6 +161,13 @@ impl EventBatchBuilder {
         self.bytes.extend_from_slice(&header);
         for text in texts {
             self.bytes.extend_from_slice(text.as_bytes());
+        }
+        if event.mark != 0 {
+            self.bytes.extend_from_slice(&event.mark.to_le_bytes());
+        }
+        if tags > 0 {
+            self.bytes.extend_from_slice(&tags.to_le_bytes());
+            self.bytes.extend_from_slice(event.tags.as_bytes());
         }
         self.bytes.extend_from_slice(event.payload);
         self.count += 1;
@@ -184,15 +215,28 @@ impl<'a> EventBatchIter<'a> {
             body = after;
             std::str::from_utf8(text).ok()
         };
-        let event = Event {
+        let device_id = u16::from_le_bytes([header[9], header[10]]);
+        let mut event = Event {
             received_at: Timestamp(i64::from_le_bytes(*header.first_chunk()?)),
             realm: text(usize::from(header[8]))?,
-            device_id: text(usize::from(u16::from_le_bytes([header[9], header[10]])))?,
+            device_id: text(usize::from(device_id & !(HAS_TAGS | HAS_MARK)))?,
             event_type: text(usize::from(header[11]))?,
             topic: text(usize::from(u16::from_le_bytes([header[12], header[13]])))?,
             content_type: text(usize::from(header[14]))?,
-            payload: body,
+            tags: "",
+            mark: 0,
+            payload: &[],
         };
+        if device_id & HAS_MARK != 0 {
+            let (mark, after) = body.split_first_chunk::<MARK_BYTES>()?;
+            (event.mark, body) = (u128::from_le_bytes(*mark), after);
+        }
+        if device_id & HAS_TAGS != 0 {
+            let (length, after) = body.split_first_chunk()?;
+            let (tags, after) = after.split_at_checked(usize::from(u16::from_le_bytes(*length)))?;
+            (event.tags, body) = (std::str::from_utf8(tags).ok()?, after);
+        }
+        event.payload = body;
         self.rest = rest;
         Some(event)
     }
@@ -221,6 +265,8 @@ mod tests {
             topic: "devices/x/state",
             received_at: Timestamp(1_700_000_000_000_001),
             content_type: "application/json",
+            tags: "",
+            mark: 0,
             payload,
         }
     }
@@ -238,6 +284,23 @@ mod tests {
     }
 
     #[test]
+    fn tags_and_marks_take_room_only_where_they_are() {
+        let mut builder = EventBatch::builder();
+        let mut size = |event: &Event<'_>| {
+            builder.push(event).unwrap();
+            let batch = builder.take();
+            assert_eq!(batch.iter().collect::<Vec<_>>(), [*event]);
+            batch.as_bytes().len()
+        };
+        let plain = event("a", b"{}");
+        let tags = r#"{"area":"nord"}"#;
+        let bare = size(&plain);
+        assert_eq!(size(&Event { tags, ..plain }), bare + 2 + tags.len());
+        assert_eq!(size(&Event { mark: u128::MAX, ..plain }), bare + 16);
+        assert_eq!(size(&Event { mark: 1, tags, ..plain }), bare + 18 + tags.len());
+    }
+
+    #[test]
     fn oversized_parts_are_refused_and_leave_the_batch() {
         let mut builder = EventBatch::builder();
         let long = "t".repeat(70_000);
@@ -251,7 +314,7 @@ mod tests {
     #[test]
     fn every_cut_is_survived() {
         let mut builder = EventBatch::builder();
-        builder.push(&event("a", b"payload")).unwrap();
+        builder.push(&Event { mark: 7, tags: "{}", ..event("a", b"payload") }).unwrap();
         let whole = builder.take();
         for cut in 0..whole.as_bytes().len() {
             assert_eq!(EventBatch::from_encoded(whole.as_bytes().slice(..cut), 1).iter().count(), 0);

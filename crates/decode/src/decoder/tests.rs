@@ -51,6 +51,8 @@ fn event(payload: &[u8]) -> Event<'_> {
         topic: "devices/d/t",
         received_at: ARRIVAL,
         content_type: "",
+        tags: "",
+        mark: 0,
         payload,
     }
 }

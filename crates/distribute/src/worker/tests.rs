@@ -48,6 +48,8 @@ impl MemoryLog {
                     topic: "devices/d/state",
                     received_at: Timestamp::now(),
                     content_type: "",
+                    tags: "",
+                    mark: 0,
                     payload: payload.as_bytes(),
                 })
                 .unwrap();

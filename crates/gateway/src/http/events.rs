@@ -91,6 +91,8 @@ impl Events {
             topic: target.path,
             received_at: target.received_at,
             content_type,
+            tags: "",
+            mark: 0,
             payload,
         };
         self.batch.push(&event).map_err(HttpError::too_large)?;

@@ -132,6 +132,8 @@ impl<S> Connection<S> {
                     topic: &self.topics.topic,
                     received_at,
                     content_type: packet.properties.content_type,
+                    tags: "",
+                    mark: 0,
                     payload: packet.payload,
                 };
                 let Ok(place) = batches.push(partition, &event) else {

@@ -193,6 +193,8 @@ pub(super) async fn test_decoder(
         topic: "",
         received_at: Timestamp::now(),
         content_type,
+        tags: "",
+        mark: 0,
         payload: &body,
     };
     let mut sink = Collect::default();

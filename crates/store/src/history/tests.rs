@@ -74,6 +74,8 @@ impl Log {
                 topic: "devices/x/state",
                 received_at: Timestamp(*time),
                 content_type: "application/json",
+                tags: "",
+                mark: 0,
                 payload: payload.as_bytes(),
             };
             builder.push(&event).unwrap();

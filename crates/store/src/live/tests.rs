@@ -10,6 +10,8 @@ fn event<'a>(device_id: &'a str, event_type: &'a str) -> Event<'a> {
         topic: "devices/d/state",
         received_at: Timestamp(1),
         content_type: "",
+        tags: "",
+        mark: 0,
         payload: b"payload",
     }
 }

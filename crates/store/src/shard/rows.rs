@@ -199,11 +199,14 @@ impl Rows {
         row.metric_value.append_option(reading.value.number());
         let text = reading.value.text();
         row.text_value.append_option(text);
-        row.metadata.append_null();
+        match event.tags {
+            "" => row.metadata.builder.append_null(),
+            tags => row.metadata.append_from(block, tags),
+        }
         row.log_partition.append_value(partition);
         row.log_offset.append_value(offset.cast_signed());
         let copied = long(reading.metric) + text.map_or(0, long);
-        self.count(block, RawMetrics::ROW_BYTES, long(event.device_id), copied);
+        self.count(block, RawMetrics::ROW_BYTES, long(event.device_id) + long(event.tags), copied);
     }
 
     pub(super) fn push_rollup(&mut self, device_id: &str, metric: &str, rollup: &Rollup) {
@@ -320,7 +323,7 @@ struct RawMetrics {
     metric_name: StringViewBuilder,
     metric_value: Float64Builder,
     text_value: StringViewBuilder,
-    metadata: StringViewBuilder,
+    metadata: ViewColumn<StringViewType>,
     log_partition: Int32Builder,
     log_offset: Int64Builder,
 }
@@ -336,7 +339,7 @@ impl Batch for RawMetrics {
             metric_name: StringViewBuilder::with_capacity(rows),
             metric_value: Float64Builder::with_capacity(rows),
             text_value: StringViewBuilder::with_capacity(rows),
-            metadata: StringViewBuilder::with_capacity(rows),
+            metadata: ViewColumn::with_capacity(rows),
             log_partition: Int32Builder::with_capacity(rows),
             log_offset: Int64Builder::with_capacity(rows),
         }
@@ -344,6 +347,7 @@ impl Batch for RawMetrics {
 
     fn begin_block(&mut self) {
         self.device_id.begin_block();
+        self.metadata.begin_block();
     }
 
     fn columns(&mut self) -> Vec<&mut dyn ArrayBuilder> {
@@ -353,7 +357,7 @@ impl Batch for RawMetrics {
             &mut self.metric_name,
             &mut self.metric_value,
             &mut self.text_value,
-            &mut self.metadata,
+            &mut self.metadata.builder,
             &mut self.log_partition,
             &mut self.log_offset,
         ]

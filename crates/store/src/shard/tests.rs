@@ -30,6 +30,8 @@ fn batch_of<D: AsRef<str>, P: AsRef<[u8]>>(events: impl IntoIterator<Item = (D, 
                 topic: &format!("devices/{device_id}/state"),
                 received_at: Timestamp(ARRIVAL + at as i64),
                 content_type: "application/json",
+                tags: "",
+                mark: 0,
                 payload: payload.as_ref(),
             })
             .unwrap();

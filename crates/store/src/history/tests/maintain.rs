@@ -170,6 +170,8 @@ fn rows_are_split_by_day_and_sorted() {
             topic: "",
             received_at,
             content_type: "",
+            tags: "",
+            mark: 0,
             payload: payload.as_bytes(),
         };
         builder.push(&event).unwrap();
