@@ -42,6 +42,7 @@ use crate::admission::RegistryAdmission;
 use crate::cli::WorldArgs;
 use crate::engines::{self, Engine, Seam};
 use crate::folder::{DataFolder, read_admin_token};
+use crate::routes::RegistryRoutes;
 use crate::settings::Settings;
 use crate::{logging, worlds};
 
@@ -182,6 +183,8 @@ impl App {
             SessionStore { path: folder.path().join("gateway"), sync: settings.log.sync },
         )
         .await?;
+        gateway.recall().await?;
+        gateway.keep_routes_in(Arc::new(RegistryRoutes(Arc::clone(&registry)))).await?;
         let tables = RealmTables::new(Arc::clone(&history), Arc::clone(&shards), Arc::clone(&registry));
         let sql = Arc::new(SqlEngine::new(Arc::new(tables), sql_config(&settings, &folder)?)?);
 

@@ -75,6 +75,9 @@ Tables: raw_events, raw_metrics, aggregated_metrics, metric_rollups, snapshot, d
     /// Decoders: the rules that turn the payloads of a type into readings. Changes take effect without a restart.
     #[command(subcommand)]
     Decoder(DecoderCommand),
+    /// Routes: which topics become events, of which device and type. Changes take effect without a restart.
+    #[command(subcommand)]
+    Route(RouteCommand),
     /// Tokens: who may do what.
     #[command(subcommand)]
     Token(TokenCommand),
@@ -355,6 +358,52 @@ pub(crate) enum DecoderCommand {
         /// File with a rule to try instead of the one in force.
         #[arg(long, value_name = "FILE")]
         rule: Option<PathBuf>,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum RouteCommand {
+    /// Lists the routes in force.
+    List {
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Adds a route, or replaces the one with the same topic.
+    #[command(after_help = "Examples:
+  catchment route add 'city/{area}/traffic/{device_id}' --type traffic
+  catchment route add 'tele/{device_id}/{type}' --tag source=tasmota
+  catchment route add 'logs/{path...}' --device broker --type log
+
+Levels: a word; {device_id}; {type}; {NAME} gives a tag; {NAME...} at the end takes all that follows; + and # fit anything.
+Of several routes that fit the most specific counts.")]
+    Add {
+        /// The topics' shape.
+        topic: String,
+        /// The type, where the topic does not tell it.
+        #[arg(long = "type", value_name = "TYPE")]
+        event_type: Option<String>,
+        /// The device, where the topic does not tell it.
+        #[arg(long, value_name = "ID")]
+        device: Option<String>,
+        /// A tag that all events of the route get; may be repeated.
+        #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = key_value)]
+        tags: Vec<(String, String)>,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Removes a route that was added; what it led to stays.
+    Remove {
+        /// Its topic, as listed.
+        topic: String,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Says where a topic leads.
+    Test {
+        /// A topic, for instance city/nord/traffic/t1.
+        topic: String,
         #[command(flatten)]
         client: ClientArgs,
     },

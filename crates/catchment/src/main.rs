@@ -13,6 +13,7 @@ mod engines;
 mod folder;
 mod http;
 mod logging;
+mod routes;
 mod settings;
 mod table;
 mod worlds;
@@ -71,6 +72,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Tail(args) => client::tail(&args)?,
         Command::Device(command) => client::device(command)?,
         Command::Decoder(command) => client::decoder(command)?,
+        Command::Route(command) => client::route(command)?,
         Command::Token(command) => client::token(command)?,
         Command::Bench(command) => bench::bench(command)?,
     }

@@ -1,23 +1,58 @@
 //! What an operator can set: the sections `gateway.mqtt` and `gateway.http`, and the routes.
 
+use catchment_types::{BadName, check_device_id, check_event_type};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::mqtt::TopicLimits;
-use crate::route::{BadRoute, RouteRule, Routes};
+use crate::route::{BadRoute, RouteBook, RouteRule};
 
 /// Everything about taking devices in. Every field has a default.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct GatewayConfig {
-    /// Which topics are events, the first that fits. Other topics are brokered and not kept.
+    /// Which topics are events. More can be added while running.
     pub routes: Vec<RouteRule>,
+    /// What becomes of the other topics.
+    pub unrouted: UnroutedConfig,
     /// Longest time, in seconds, that a stop waits for connections to settle what they have on its way to the log.
     pub drain_s_max: u64,
     /// MQTT.
     pub mqtt: MqttConfig,
     /// HTTP ingest.
     pub http: HttpConfig,
+}
+
+/// What becomes of messages of topics that no route takes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct UnroutedConfig {
+    /// What is done with them.
+    pub action: UnroutedAction,
+    /// With `keep`: the device that their events are of.
+    pub device_id: String,
+    /// With `keep`: the type of these events.
+    #[serde(rename = "type")]
+    pub event_type: String,
+}
+
+/// What is done with messages of topics that no route takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UnroutedAction {
+    /// They go to subscribers and are not kept.
+    Broker,
+    /// They are kept as events of one device, with their topic, and go to subscribers.
+    Keep,
+    /// They are refused.
+    Refuse,
+}
+
+impl Default for UnroutedConfig {
+    fn default() -> Self {
+        let name = || "unrouted".to_owned();
+        Self { action: UnroutedAction::Broker, device_id: name(), event_type: name() }
+    }
 }
 
 /// MQTT limits.
@@ -106,6 +141,10 @@ pub struct HttpConfig {
     pub event_bytes_max: usize,
     /// Bytes of bodies that all requests together may hold in memory; over it requests are told to come again.
     pub buffered_bytes_max: usize,
+    /// Seconds that an `Idempotency-Key` is known.
+    pub idempotency_s_max: u64,
+    /// Most keys that are known at a time; the oldest are forgotten first.
+    pub idempotency_keys_max: usize,
     /// Seconds that a request waits for the log before it is told to come again.
     pub durable_s_max: u64,
 }
@@ -114,6 +153,7 @@ impl Default for GatewayConfig {
     fn default() -> Self {
         Self {
             routes: vec![RouteRule::default()],
+            unrouted: UnroutedConfig::default(),
             drain_s_max: 5,
             mqtt: MqttConfig::default(),
             http: HttpConfig::default(),
@@ -163,6 +203,8 @@ impl Default for HttpConfig {
             events_max: 10_000,
             event_bytes_max: 1 << 20,
             buffered_bytes_max: 256 << 20,
+            idempotency_s_max: 86_400,
+            idempotency_keys_max: 200_000,
             durable_s_max: 10,
         }
     }
@@ -184,8 +226,11 @@ pub enum ConfigError {
         max: u64,
     },
     /// A route that is not one.
-    #[error("gateway.routes: {0}")]
+    #[error("gateway.routes: {0}; {hint}", hint = .0.hint)]
     Route(#[from] BadRoute),
+    /// A name of `gateway.unrouted` that cannot be one.
+    #[error("gateway.unrouted: {0}")]
+    Unrouted(#[from] BadName),
 }
 
 impl GatewayConfig {
@@ -197,7 +242,7 @@ impl GatewayConfig {
         self.routes().map(|_| ())
     }
 
-    pub(crate) fn routes(&self) -> Result<Routes, ConfigError> {
+    pub(crate) fn routes(&self) -> Result<RouteBook, ConfigError> {
         const MIB: u64 = 1 << 20;
         let (mqtt, http) = (&self.mqtt, &self.http);
         let fields = [
@@ -231,6 +276,8 @@ impl GatewayConfig {
                 2 * (http.body_bytes_max as u64 + http.decompressed_bytes_max as u64),
                 1 << 40,
             ),
+            ("http.idempotency_s_max", http.idempotency_s_max, 1, 30 * 86_400),
+            ("http.idempotency_keys_max", http.idempotency_keys_max as u64, 1, 100_000_000),
             ("http.durable_s_max", http.durable_s_max, 1, 3600),
         ];
         for (field, value, min, max) in fields {
@@ -238,7 +285,9 @@ impl GatewayConfig {
                 return Err(ConfigError::OutOfRange { field, value, min, max });
             }
         }
-        Ok(Routes::new(&self.routes)?)
+        check_device_id(&self.unrouted.device_id)?;
+        check_event_type(&self.unrouted.event_type)?;
+        Ok(RouteBook::new(&self.routes)?)
     }
 }
 

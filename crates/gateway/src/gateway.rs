@@ -6,7 +6,7 @@ use std::io;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use catchment_eventlog::EventLog;
+use catchment_eventlog::{EventLog, LogError};
 use catchment_types::{Event, PartitionId, Timestamp, partition_of};
 use parking_lot::{Mutex, RwLock};
 use thiserror::Error;
@@ -16,15 +16,16 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::{Admission, ClientLimits, Credentials, Denied, Meter, Principal, RateLimits};
-use crate::config::{ConfigError, GatewayConfig};
-use crate::http::BODY_PERMIT_BYTES;
+use crate::config::{ConfigError, GatewayConfig, UnroutedAction};
+use crate::http::{BODY_PERMIT_BYTES, Keys};
 use crate::ingest::Batches;
+use crate::marks;
 use crate::metrics::GatewayMetrics;
 use crate::mqtt::{
     self, Broker, KeepError, Keeper, KeptRecord, Message, Pool, PublishProperties, QoS, RECHECK, SERVER,
     SHUT_DOWN, SessionStore, Signal, TopicLimits, Will,
 };
-use crate::route::Routes;
+use crate::route::{RouteBook, RouteStore, RouteStoreError, Routes};
 use crate::transport::{Listener, Remote};
 
 /// Refusals that are told in the log.
@@ -45,12 +46,14 @@ pub struct Gateway {
     pub(crate) log: Arc<dyn EventLog>,
     pub(crate) admission: Arc<dyn Admission>,
     pub(crate) metrics: GatewayMetrics,
-    pub(crate) routes: Routes,
+    pub(crate) routes: RouteBook,
     pub(crate) topic_limits: TopicLimits,
     pub(crate) pool: Pool,
     /// Memory for HTTP bodies, in permits of [`BODY_PERMIT_BYTES`].
     pub(crate) http_memory: Arc<Semaphore>,
     refusals_logged: ClientLimits,
+    /// Keys of requests that may be sent again.
+    pub(crate) keys: Keys,
     brokers: RwLock<HashMap<Arc<str>, Arc<Broker>>>,
     connections: Mutex<Connections>,
     keeper: Arc<Keeper>,
@@ -153,6 +156,10 @@ impl Gateway {
             keeper,
             topic_limits: config.mqtt.topic_limits(),
             pool: Pool::new(log.partitions()),
+            keys: Keys::new(
+                Duration::from_secs(config.http.idempotency_s_max),
+                config.http.idempotency_keys_max,
+            ),
             http_memory: Arc::new(Semaphore::new(http_permits.clamp(1, Semaphore::MAX_PERMITS))),
             config,
             log,
@@ -221,6 +228,28 @@ impl Gateway {
         connections.signals.values().for_each(|signal| signal.raise(SHUT_DOWN));
     }
 
+    /// Reads from the log what an earlier process had taken in of requests that may be sent again. Call it before anything
+    /// is served.
+    ///
+    /// # Errors
+    /// The log cannot be read.
+    pub async fn recall(&self) -> Result<(), LogError> {
+        marks::recall(&*self.log, self.keys.window(), |_, mark, _| {
+            if let Some((key, body)) = marks::request_key(mark) {
+                self.keys.recall(key, body);
+            }
+        })
+        .await
+    }
+
+    /// Keeps routes that are added while running in `store`, and takes those that are there into force.
+    ///
+    /// # Errors
+    /// The store failed; the routes of the configuration are in force then.
+    pub async fn keep_routes_in(&self, store: Arc<dyn RouteStore>) -> Result<(), RouteStoreError> {
+        self.routes.keep_in(store).await
+    }
+
     /// Publishes a message of the server's own to the subscribers of a realm. It does not become an event.
     ///
     /// # Errors
@@ -276,29 +305,50 @@ impl Gateway {
 
     /// Whether a message of this topic would be taken from `principal`.
     pub(crate) fn may_publish(&self, principal: &Principal, topic: &str) -> bool {
-        match self.routes.find(topic) {
+        match self.routes.current().find(topic) {
+            Ok(None) if self.config.unrouted.action == UnroutedAction::Refuse => false,
             Ok(routed) => self.admission.may_publish(principal, topic, routed.map(|routed| routed.device_id)),
             Err(_) => false,
+        }
+    }
+
+    /// Device and type of the event that a message of this topic becomes, if it becomes one.
+    fn event_names<'a>(
+        &'a self,
+        routes: &'a Routes,
+        topic: &'a str,
+        tags: &mut String,
+    ) -> Option<(&'a str, &'a str)> {
+        let unrouted = &self.config.unrouted;
+        match routes.find(topic).ok()? {
+            Some(routed) => routed.write_tags(tags).ok().map(|()| (routed.device_id, routed.event_type)),
+            None if unrouted.action == UnroutedAction::Keep => {
+                Some((&unrouted.device_id, &unrouted.event_type))
+            }
+            None => None,
         }
     }
 
     /// Publishes a will like any message of the client: into the log, if its topic leads there, and to subscribers.
     pub(crate) async fn publish_will(&self, realm: &str, will: &Will) {
         let broker = self.broker(realm);
-        if let (Ok(Some(routed)), true) = (self.routes.find(&will.topic), broker.keeps_events()) {
+        let routes = self.routes.current();
+        let mut tags = String::new();
+        let names = self.event_names(&routes, &will.topic, &mut tags).filter(|_| broker.keeps_events());
+        if let Some((device_id, event_type)) = names {
             let event = Event {
                 realm,
-                device_id: routed.device_id,
-                event_type: routed.event_type,
+                device_id,
+                event_type,
                 topic: &will.topic,
                 received_at: Timestamp::now(),
                 content_type: &will.content_type,
-                tags: "",
+                tags: &tags,
                 mark: 0,
                 payload: &will.payload,
             };
             let mut batches = Batches::new(self.log.partitions());
-            if batches.push(self.partition(realm, routed.device_id), &event).is_ok() {
+            if batches.push(self.partition(realm, device_id), &event).is_ok() {
                 let refused = |error| tracing::warn!(%error, topic = &*will.topic, "a will was not kept");
                 batches.submit(&*self.log, |submitted| submitted.map(drop).unwrap_or_else(refused)).await;
             }
@@ -312,19 +362,24 @@ impl Gateway {
     /// Gives a message to the log that did not come there before a crash. Whether it is in now.
     async fn keep_again(&self, realm: &str, message: &Message, received_at: Timestamp) -> bool {
         // With another configuration it may be no event any more.
-        let Ok(Some(routed)) = self.routes.find(message.topic()) else { return true };
+        let (routes, mut tags) = (self.routes.current(), String::new());
+        let Some((device_id, event_type)) = self.event_names(&routes, message.topic(), &mut tags) else {
+            return true;
+        };
         let event = Event {
             realm,
-            device_id: routed.device_id,
-            event_type: routed.event_type,
+            device_id,
+            event_type,
             topic: message.topic(),
             received_at,
             content_type: message.content_type(),
+            tags: &tags,
+            mark: 0,
             payload: message.payload(),
         };
         let mut batches = Batches::new(self.log.partitions());
         let mut pending = None;
-        if batches.push(self.partition(realm, routed.device_id), &event).is_ok() {
+        if batches.push(self.partition(realm, device_id), &event).is_ok() {
             batches.submit(&*self.log, |submitted| pending = submitted.ok()).await;
         }
         match pending {

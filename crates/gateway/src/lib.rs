@@ -12,6 +12,7 @@ mod config;
 mod gateway;
 mod http;
 mod ingest;
+mod marks;
 mod metrics;
 mod mqtt;
 mod route;
@@ -22,8 +23,10 @@ pub use admission::{
     Acl, AclRule, Action, Admission, AdmitAll, BadAclRule, ClientLimits, Credentials, Denied, Effect, Meter,
     Principal, Purpose, RateLimits, Role, Subject,
 };
-pub use config::{ConfigError, GatewayConfig, HttpConfig, MqttConfig, OverLimit};
+pub use config::{
+    ConfigError, GatewayConfig, HttpConfig, MqttConfig, OverLimit, UnroutedAction, UnroutedConfig,
+};
 pub use gateway::{Gateway, NotATopic, OpenError};
 pub use metrics::GatewayMetrics;
 pub use mqtt::{KeepError, QoS, SessionStore};
-pub use route::{BadRoute, RouteRule};
+pub use route::{BadRoute, RouteRule, RouteStore, RouteStoreError};

@@ -29,7 +29,7 @@ pub struct GatewayMetrics {
     pub(crate) http_events: Counter,
     pub(crate) http_event_bytes: Counter,
     pub(crate) http_requests: Family<Label, Counter>,
-    pub(crate) unrouted: Counter,
+    pub(crate) unrouted: Family<Label, Counter>,
     pub(crate) refused: Family<Label, Counter>,
     pub(crate) acknowledged: Counter,
     pub(crate) delivered: Counter,
@@ -66,7 +66,6 @@ impl GatewayMetrics {
             ("mqtt_event_bytes", "Payload bytes of these events", &self.mqtt_event_bytes),
             ("http_events", "Events made durable from HTTP", &self.http_events),
             ("http_event_bytes", "Payload bytes of these events", &self.http_event_bytes),
-            ("unrouted_messages", "MQTT messages of topics that no route fits", &self.unrouted),
             (
                 "acknowledged_messages",
                 "MQTT messages acknowledged after they were durable",
@@ -107,6 +106,11 @@ impl GatewayMetrics {
                 &self.limited,
             ),
             ("disconnects", "MQTT connections ended, by reason", &self.disconnects),
+            (
+                "unrouted_messages",
+                "Messages of topics that no route takes, by what became of them",
+                &self.unrouted,
+            ),
             ("refused_messages", "MQTT messages refused, by reason", &self.refused),
             ("http_requests", "HTTP ingest requests, by outcome", &self.http_requests),
         ];
@@ -119,6 +123,11 @@ impl GatewayMetrics {
         for (name, help, family) in families {
             registry.register(format!("catchment_gateway_{name}"), help, family.clone());
         }
+    }
+
+    /// Counts messages of topics that no route takes.
+    pub(crate) fn count_unrouted(&self, outcome: &'static str, messages: u64) {
+        self.unrouted.get_or_create(&[("outcome", outcome)]).inc_by(messages);
     }
 
     pub(crate) fn count(family: &Family<Label, Counter>, reason: &'static str) {

@@ -218,7 +218,7 @@ async fn other_topics_are_brokered_and_not_kept() {
     client.send(&publish(true, "plant/1/state", 1, 1, b"x")).await;
     client.expect(&[0x40, 2, 0, 1]).await;
     assert!(server.log.kept().is_empty());
-    assert_eq!(server.metric("catchment_gateway_unrouted_messages_total"), 1.0);
+    assert_eq!(server.metric("catchment_gateway_unrouted_messages_total{outcome=\"brokered\"}"), 1.0);
 }
 
 #[tokio::test]

@@ -11,7 +11,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use axum::body::{Body, to_bytes};
 use axum::http::{Request, StatusCode};
-use catchment_gateway::{Admission, Credentials, Denied, GatewayConfig, Principal, Role};
+use catchment_gateway::{
+    Admission, AdmitAll, Credentials, Denied, GatewayConfig, Principal, Role, RouteRule, UnroutedAction,
+};
 use serde_json::{Value, json};
 use support::*;
 use tower::ServiceExt;
@@ -30,7 +32,8 @@ async fn post(
     }
     let response = server.gateway.router().oneshot(request.body(body.into()).unwrap()).await.unwrap();
     let status = response.status();
-    assert_eq!(status == StatusCode::SERVICE_UNAVAILABLE, response.headers().contains_key("retry-after"));
+    let waits = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::CONFLICT].contains(&status);
+    assert_eq!(waits, response.headers().contains_key("retry-after"));
     let body = to_bytes(response.into_body(), 1 << 20).await.unwrap();
     let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
     if !status.is_success() {
@@ -80,7 +83,10 @@ async fn one_many_and_lines() {
 async fn bad_lines_are_refused_alone_and_bad_json_as_a_whole() {
     let server = Server::start().await;
     let (status, body) = post(&server, PATH, NDJSON, "{\"a\":1}\nnot json\n{\"b\":NaN}\n{\"c\":3}\n").await;
-    assert_eq!((status, &body["accepted"], &body["refused"]), (StatusCode::OK, &json!(2), &json!(2)));
+    assert_eq!(
+        (status, &body["accepted"], &body["refused"]),
+        (StatusCode::MULTI_STATUS, &json!(2), &json!(2))
+    );
     assert_eq!((&body["errors"][0]["line"], &body["errors"][1]["line"]), (&json!(2), &json!(3)));
     assert!(body["errors"][0]["reason"].as_str().unwrap().contains("column"), "{body}");
     for bad in ["[1, 2", "[1, 2] 3", "{\"a\":}", "{} {}", "\u{feff}{}", "[1,]"] {
@@ -94,6 +100,120 @@ async fn bad_lines_are_refused_alone_and_bad_json_as_a_whole() {
     // Depth does not matter here.
     let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
     assert_eq!(post(&server, PATH, JSON, deep).await.0, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn large_elements_are_refused_alone() {
+    let server = Server::configured(|config| config.http.event_bytes_max = 10).await;
+    let (status, body) = post(&server, PATH, JSON, r#"[1, "0123456789", 3]"#).await;
+    assert_eq!((status, &body["accepted"]), (StatusCode::MULTI_STATUS, &json!(2)), "{body}");
+    assert_eq!(body["errors"][0]["index"], 1);
+    assert_eq!(server.log.payloads(), ["1", "3"]);
+    let (status, body) = post(&server, PATH, JSON, r#"["0123456789"]"#).await;
+    assert_eq!((status, &body["error"]), (StatusCode::BAD_REQUEST, &json!("nothing_taken")));
+}
+
+#[tokio::test]
+async fn zstd_and_deflate() {
+    let server = Server::start().await;
+    let with = |coding| [("content-type", "application/json"), ("content-encoding", coding)];
+    let zstd = zstd::encode_all(&b"[1,2]"[..], 3).unwrap();
+    assert_eq!(post(&server, PATH, &with("zstd"), zstd).await.1["accepted"], 2);
+    let mut zlib = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
+    zlib.write_all(b"[3]").unwrap();
+    assert_eq!(post(&server, PATH, &with("deflate"), zlib.finish().unwrap()).await.1["accepted"], 1);
+    let mut bare = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::default());
+    bare.write_all(b"[4]").unwrap();
+    assert_eq!(post(&server, PATH, &with("Deflate"), bare.finish().unwrap()).await.1["accepted"], 1);
+    assert_eq!(server.log.payloads(), ["1", "2", "3", "4"]);
+    for coding in ["zstd", "deflate", "gzip"] {
+        let (status, body) = post(&server, PATH, &with(coding), "{}").await;
+        assert_eq!(
+            (status, &body["error"]),
+            (StatusCode::BAD_REQUEST, &json!("content_encoding")),
+            "{coding}"
+        );
+    }
+    let (status, _) = post(&server, PATH, &with("br"), "{}").await;
+    assert_eq!(status, StatusCode::UNSUPPORTED_MEDIA_TYPE);
+}
+
+#[tokio::test]
+async fn a_request_with_a_key_counts_once() {
+    let server = Server::start().await;
+    let with = |key| [("content-type", "application/json"), ("idempotency-key", key)];
+    let first = post(&server, PATH, &with("k1"), "[1,2,3]").await;
+    assert_eq!(first, (StatusCode::OK, json!({ "accepted": 3 })));
+    let again = post(&server, PATH, &with("\"k1\""), "[1,2,3]").await;
+    assert_eq!(again, (StatusCode::OK, json!({ "accepted": 3, "replayed": 3 })));
+    let (status, body) = post(&server, PATH, &with("k1"), "[1,2]").await;
+    assert_eq!(
+        (status, &body["error"]),
+        (StatusCode::UNPROCESSABLE_ENTITY, &json!("idempotency_key_reused"))
+    );
+    // Elsewhere the key is another one.
+    let elsewhere = "/api/v1/ingest/d1/other";
+    assert_eq!(post(&server, elsewhere, &with("k1"), "[9]").await.1, json!({ "accepted": 1 }));
+    assert_eq!(server.log.payloads().len(), 4);
+    assert_eq!(post(&server, PATH, &with(""), "1").await.0, StatusCode::BAD_REQUEST);
+
+    // What was not kept is free for another try.
+    server.log.set(Mode::Full);
+    assert_eq!(post(&server, PATH, &with("k2"), "[4]").await.0, StatusCode::SERVICE_UNAVAILABLE);
+    server.log.set(Mode::Hold);
+    let k2 = with("k2");
+    let (held, (conflict, _)) = tokio::join!(post(&server, PATH, &k2, "[5]"), async {
+        until("held", || server.log.held() == 1).await;
+        let conflict = post(&server, PATH, &k2, "[5]").await;
+        server.log.settle(None);
+        conflict
+    });
+    assert_eq!((held.0, conflict), (StatusCode::OK, StatusCode::CONFLICT));
+
+    // A new process knows from the log what there is, and adds what a crash left out.
+    server.log.set(Mode::Keep);
+    let reopened = Server::over(GatewayConfig::default(), Arc::new(AdmitAll), Arc::clone(&server.log)).await;
+    reopened.gateway.recall().await.unwrap();
+    assert_eq!(post(&reopened, PATH, &with("k1"), "[1,2,3]").await.1["replayed"], 3);
+    assert_eq!(post(&reopened, PATH, &with("k2"), "[5]").await.1["replayed"], 1);
+    assert_eq!(server.log.payloads().len(), 5);
+}
+
+#[tokio::test]
+async fn topics_follow_routes_and_subscribers_see_them() {
+    let city =
+        RouteRule { event_type: Some("traffic".into()), ..RouteRule::of("city/{area}/traffic/{device_id}") };
+    let start = |action| {
+        let city = city.clone();
+        Server::configured(move |config| {
+            config.routes.push(city);
+            config.unrouted.action = action;
+        })
+    };
+    let server = start(UnroutedAction::Broker).await;
+    let mut subscriber = server.client(false, "s").await;
+    subscriber.send(&subscribe(false, 1, "#", 0)).await;
+    subscriber.expect(&[0x90, 3, 0, 1, 0]).await;
+    let topic = "/api/v1/topics/city/nord/traffic/t1";
+    assert_eq!(post(&server, topic, JSON, r#"{"n":7}"#).await.0, StatusCode::OK);
+    let kept = server.log.kept();
+    assert_eq!((&*kept[0].device_id, &*kept[0].event_type), ("t1", "traffic"));
+    assert_eq!((&*kept[0].topic, &*kept[0].tags), ("city/nord/traffic/t1", r#"{"area":"nord"}"#));
+    subscriber.expect(&publish(false, "city/nord/traffic/t1", 0, 0, br#"{"n":7}"#)).await;
+    assert_eq!(post(&server, "/api/v1/devices/d1/events/state", JSON, "8").await.0, StatusCode::OK);
+    subscriber.expect(&publish(false, "devices/d1/state", 0, 0, b"8")).await;
+    let brokered = post(&server, "/api/v1/topics/else/where", JSON, "9").await;
+    assert_eq!(brokered, (StatusCode::ACCEPTED, json!({ "accepted": 0, "brokered": 1 })));
+    subscriber.expect(&publish(false, "else/where", 0, 0, b"9")).await;
+    assert_eq!(post(&server, "/api/v1/topics/a/%23", JSON, "9").await.0, StatusCode::BAD_REQUEST);
+
+    let refusing = start(UnroutedAction::Refuse).await;
+    let (status, body) = post(&refusing, "/api/v1/topics/else/where", JSON, "9").await;
+    assert_eq!((status, &body["error"]), (StatusCode::NOT_FOUND, &json!("no_route")));
+    let keeping = start(UnroutedAction::Keep).await;
+    assert_eq!(post(&keeping, "/api/v1/topics/else/where", JSON, "9").await.0, StatusCode::OK);
+    let kept = keeping.log.kept();
+    assert_eq!((&*kept[0].device_id, &*kept[0].topic), ("unrouted", "else/where"));
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! The registry: devices, decoders and tokens, in SQLite.
+//! The registry: devices, decoders, routes and tokens, in SQLite.
 //!
 //! - One file, WAL, full synchronisation: a change that was answered survives a power cut. Schema changes are
 //!   migrations, embedded in the binary and applied on opening.
@@ -10,6 +10,7 @@
 
 mod decoders;
 mod devices;
+mod routes;
 mod tokens;
 
 #[cfg(test)]
@@ -163,5 +164,8 @@ fn migrator() -> Migrator {
     let migration = |version, description, sql: &'static str| {
         Migration::new(version, Cow::Borrowed(description), MigrationType::Simple, sql.into_sql_str(), false)
     };
-    Migrator::with_migrations(vec![migration(1, "registry", include_str!("../migrations/0001_registry.sql"))])
+    Migrator::with_migrations(vec![
+        migration(1, "registry", include_str!("../migrations/0001_registry.sql")),
+        migration(10, "routes", include_str!("../migrations/0010_routes.sql")),
+    ])
 }

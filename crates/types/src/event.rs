@@ -146,7 +146,8 @@ impl EventBatchBuilder {
             extra += 2 + event.tags.len();
         }
         let texts = [event.realm, event.device_id, event.event_type, event.topic, event.content_type];
-        let length = HEADER_BYTES + texts.iter().map(|text| text.len()).sum::<usize>() + extra + event.payload.len();
+        let length =
+            HEADER_BYTES + texts.iter().map(|text| text.len()).sum::<usize>() + extra + event.payload.len();
         let length_field = u32::try_from(length).map_err(|_| EventTooLarge { part: "payload" })?;
 
         let mut header = [0; LENGTH_BYTES + HEADER_BYTES];

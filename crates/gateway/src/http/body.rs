@@ -1,4 +1,4 @@
-//! Request bodies: bounded one by one and all together, unpacked when they are compressed.
+//! Request bodies: bounded one by one and all together, unpacked when they are compressed (gzip, zstd, deflate).
 
 use std::io::Read;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, StatusCode, header};
-use flate2::read::MultiGzDecoder;
+use flate2::read::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
 use futures::StreamExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -17,6 +17,8 @@ use crate::gateway::Gateway;
 pub(crate) const BODY_PERMIT_BYTES: usize = 1024;
 /// Step in which memory is asked for while a body is unpacked.
 const UNPACK_BYTES: usize = 256 << 10;
+/// The window of zstd that everybody must be able to read (RFC 8878): 8 MiB. A larger one is a way to take memory.
+const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 /// Bounds of what is read of a body that is not wanted.
 const DISCARD_BYTES_MAX: usize = 1 << 20;
 const DISCARD_TIME_MAX: Duration = Duration::from_secs(2);
@@ -59,7 +61,7 @@ impl Share {
 /// Reads a request's body, as it was before any `Content-Encoding`.
 pub(super) async fn read(gateway: &Gateway, headers: &HeaderMap, body: Body) -> Result<Collected, HttpError> {
     let limits = &gateway.config.http;
-    let is_gzip = is_gzip(headers)?;
+    let coding = coding(headers)?;
     let announced = headers.get(header::CONTENT_LENGTH);
     let announced = announced.and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
     if announced.is_some_and(|length| length > limits.body_bytes_max) {
@@ -67,12 +69,12 @@ pub(super) async fn read(gateway: &Gateway, headers: &HeaderMap, body: Body) -> 
     }
     let mut share = Share { memory: Arc::clone(&gateway.http_memory), permit: None };
     let bytes = collect(body, announced.unwrap_or(0), limits.body_bytes_max, &mut share).await?;
-    if !is_gzip {
-        return Ok(Collected { bytes, _share: share });
-    }
+    let Some(coding) = coding else { return Ok(Collected { bytes, _share: share }) };
     let bytes_max = limits.decompressed_bytes_max;
-    let unpacked = tokio::task::spawn_blocking(move || unpack(&bytes, bytes_max, share)).await;
-    unpacked.unwrap_or_else(|_| Err(HttpError::bad_request("gzip", "the body could not be decompressed")))
+    let unpacked = tokio::task::spawn_blocking(move || unpack(coding, &bytes, bytes_max, share)).await;
+    unpacked.unwrap_or_else(|_| {
+        Err(HttpError::bad_request("content_encoding", "the body could not be decompressed"))
+    })
 }
 
 /// Reads and forgets a body whose request is refused anyway, within bounds of size and time.
@@ -119,14 +121,17 @@ async fn collect(
     Ok(collected.into())
 }
 
-fn unpack(packed: &[u8], bytes_max: usize, mut share: Share) -> Result<Collected, HttpError> {
+fn unpack(coding: Coding, packed: &[u8], bytes_max: usize, mut share: Share) -> Result<Collected, HttpError> {
+    let broken = |error: std::io::Error| {
+        let message = format_args!("the body is not {}: {error}", coding.name());
+        HttpError::bad_request("content_encoding", message)
+    };
     let mut unpacked = Vec::new();
-    let mut decoder = MultiGzDecoder::new(packed);
+    let mut decoder = coding.decoder(packed).map_err(broken)?;
     loop {
         share.grow(2 * UNPACK_BYTES)?;
         let read = decoder.by_ref().take(UNPACK_BYTES as u64).read_to_end(&mut unpacked);
-        let read = read
-            .map_err(|error| HttpError::bad_request("gzip", format_args!("the body is not gzip: {error}")))?;
+        let read = read.map_err(broken)?;
         if unpacked.len() > bytes_max {
             let message = format_args!("the decompressed body is larger than {bytes_max} bytes");
             return Err(HttpError::too_large(message).hint("send fewer events at a time"));
@@ -137,15 +142,54 @@ fn unpack(packed: &[u8], bytes_max: usize, mut share: Share) -> Result<Collected
     }
 }
 
-fn is_gzip(headers: &HeaderMap) -> Result<bool, HttpError> {
-    let Some(value) = headers.get(header::CONTENT_ENCODING) else { return Ok(false) };
-    match value.as_bytes().trim_ascii() {
-        b"gzip" | b"x-gzip" => Ok(true),
-        b"identity" | b"" => Ok(false),
+/// How a body is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Coding {
+    Gzip,
+    Zstd,
+    Deflate,
+}
+
+impl Coding {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Gzip => "gzip",
+            Self::Zstd => "zstd",
+            Self::Deflate => "deflate",
+        }
+    }
+
+    fn decoder<'a>(self, packed: &'a [u8]) -> std::io::Result<Box<dyn Read + 'a>> {
+        Ok(match self {
+            Self::Gzip => Box::new(MultiGzDecoder::new(packed)),
+            Self::Zstd => {
+                let mut decoder = zstd::stream::read::Decoder::new(packed)?;
+                decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
+                Box::new(decoder)
+            }
+            // The standard means zlib's format; some send the bare stream.
+            Self::Deflate if is_zlib(packed) => Box::new(ZlibDecoder::new(packed)),
+            Self::Deflate => Box::new(DeflateDecoder::new(packed)),
+        })
+    }
+}
+
+fn is_zlib(packed: &[u8]) -> bool {
+    matches!(packed, [first, second, ..]
+        if first & 0x0f == 8 && (u16::from(*first) << 8 | u16::from(*second)) % 31 == 0)
+}
+
+fn coding(headers: &HeaderMap) -> Result<Option<Coding>, HttpError> {
+    let Some(value) = headers.get(header::CONTENT_ENCODING) else { return Ok(None) };
+    match value.as_bytes().trim_ascii().to_ascii_lowercase().as_slice() {
+        b"gzip" | b"x-gzip" => Ok(Some(Coding::Gzip)),
+        b"zstd" => Ok(Some(Coding::Zstd)),
+        b"deflate" => Ok(Some(Coding::Deflate)),
+        b"identity" | b"" => Ok(None),
         _ => {
             let message = "the body's Content-Encoding is not understood";
             let error = HttpError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_encoding", message);
-            Err(error.hint("send it plain or as gzip"))
+            Err(error.hint("send it plain, or as gzip, zstd or deflate"))
         }
     }
 }

@@ -14,6 +14,18 @@ use super::events::LineError;
 /// Seconds after which a client may try again.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
+const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json");
+
+/// An error as a problem document (RFC 9457). `detail` is `message` under the standard's name.
+#[derive(Serialize)]
+struct Problem<'a> {
+    title: &'static str,
+    status: u16,
+    detail: &'a str,
+    #[serde(flatten)]
+    body: &'a ErrorBody,
+}
+
 /// The body of an error.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct ErrorBody {
@@ -21,22 +33,32 @@ pub(crate) struct ErrorBody {
     message: String,
     #[serde(skip_serializing_if = "str::is_empty")]
     hint: &'static str,
+    /// Where in a text that was sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    position: Option<Position>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     errors: Vec<LineError>,
+}
+
+/// A place in a text, from 1.
+#[derive(Debug, Serialize, ToSchema)]
+struct Position {
+    line: usize,
+    column: usize,
 }
 
 /// An error with its status.
 #[derive(Debug)]
 pub(crate) struct HttpError {
     status: StatusCode,
-    body: ErrorBody,
+    body: Box<ErrorBody>,
     retry_after: Option<Duration>,
 }
 
 impl ErrorBody {
     /// `error` is for programs, `message` for people.
     pub(crate) fn new(error: &'static str, message: impl Display) -> Self {
-        Self { error, message: message.to_string(), hint: "", errors: Vec::new() }
+        Self { error, message: message.to_string(), hint: "", position: None, errors: Vec::new() }
     }
 
     /// What to do about it.
@@ -47,7 +69,7 @@ impl ErrorBody {
 
     /// Gives it a status.
     pub(crate) fn with(self, status: StatusCode) -> HttpError {
-        HttpError { status, body: self, retry_after: None }
+        HttpError { status, body: Box::new(self), retry_after: None }
     }
 }
 
@@ -89,6 +111,12 @@ impl HttpError {
         self
     }
 
+    /// Where in a text of one line.
+    pub(super) fn column(mut self, column: Option<usize>) -> Self {
+        self.body.position = column.map(|column| Position { line: 1, column });
+        self
+    }
+
     /// The lines that are at fault.
     pub(super) fn lines(mut self, errors: Vec<LineError>) -> Self {
         self.body.errors = errors;
@@ -104,7 +132,14 @@ impl HttpError {
 impl IntoResponse for HttpError {
     fn into_response(self) -> Response {
         let status = self.status;
-        let mut response = (status, Json(self.body)).into_response();
+        let problem = Problem {
+            title: status.canonical_reason().unwrap_or_default(),
+            status: status.as_u16(),
+            detail: &self.body.message,
+            body: &self.body,
+        };
+        let mut response = (status, Json(problem)).into_response();
+        response.headers_mut().insert(header::CONTENT_TYPE, PROBLEM);
         if let Some(after) = self.retry_after {
             // Whole seconds, and never so early that it would be refused again.
             let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);

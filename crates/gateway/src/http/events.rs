@@ -21,19 +21,35 @@ pub(super) struct Target<'a> {
     pub(super) realm: &'a str,
     pub(super) device_id: &'a str,
     pub(super) event_type: &'a str,
+    /// Topic or path.
     pub(super) path: &'a str,
+    pub(super) tags: &'a str,
+    pub(super) mark: u128,
+    /// Events that the log has already, the first of the body.
+    pub(super) skip: u64,
     pub(super) received_at: Timestamp,
     pub(super) event_bytes_max: usize,
     pub(super) events_max: usize,
 }
 
-/// A line that is not taken.
+/// A line or element that is not taken.
 #[derive(Debug, Serialize, PartialEq, Eq, utoipa::ToSchema)]
 pub(crate) struct LineError {
-    /// Its number, from 1.
-    line: usize,
+    /// The line, from 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    line: Option<usize>,
+    /// The element of an array, from 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    index: Option<usize>,
     /// What is wrong with it.
     reason: String,
+}
+
+/// Where in a body.
+#[derive(Debug, Clone, Copy)]
+enum At {
+    Line(usize),
+    Index(usize),
 }
 
 /// The events of a body.
@@ -41,7 +57,9 @@ pub(crate) struct LineError {
 pub(super) struct Events {
     pub(super) batch: EventBatchBuilder,
     pub(super) payload_bytes: u64,
-    /// Lines that were not taken.
+    /// Events that were taken, or were there already.
+    pub(super) seen: u64,
+    /// Lines and elements that were not taken.
     pub(super) refused: u64,
     /// The first of them.
     pub(super) errors: Vec<LineError>,
@@ -74,15 +92,19 @@ impl Events {
         if payload.len() > target.event_bytes_max {
             let message = format_args!(
                 "event {} has {} bytes, at most {} are allowed",
-                self.batch.len() + 1,
+                self.seen + 1,
                 payload.len(),
                 target.event_bytes_max
             );
             return Err(HttpError::too_large(message));
         }
-        if self.batch.len() as usize >= target.events_max {
+        if self.seen >= target.events_max as u64 {
             let message = format_args!("the body has more than {} events", target.events_max);
             return Err(HttpError::too_large(message).hint("send fewer events at a time"));
+        }
+        self.seen += 1;
+        if self.seen <= target.skip {
+            return Ok(());
         }
         let event = Event {
             realm: target.realm,
@@ -91,8 +113,8 @@ impl Events {
             topic: target.path,
             received_at: target.received_at,
             content_type,
-            tags: "",
-            mark: 0,
+            tags: target.tags,
+            mark: target.mark,
             payload,
         };
         self.batch.push(&event).map_err(HttpError::too_large)?;
@@ -100,17 +122,21 @@ impl Events {
         Ok(())
     }
 
-    fn refuse(&mut self, line: usize, reason: impl fmt::Display) {
+    fn refuse(&mut self, at: At, reason: impl fmt::Display) {
         self.refused += 1;
         if self.errors.len() < ERRORS_MAX {
-            self.errors.push(LineError { line, reason: reason.to_string() });
+            let (line, index) = match at {
+                At::Line(line) => (Some(line), None),
+                At::Index(index) => (None, Some(index)),
+            };
+            self.errors.push(LineError { line, index, reason: reason.to_string() });
         }
     }
 }
 
 fn lines(target: &Target<'_>, body: &[u8], events: &mut Events) -> Result<(), HttpError> {
     for (index, line) in body.split(|&byte| byte == b'\n').enumerate() {
-        let line_number = index + 1;
+        let line_number = At::Line(index + 1);
         let line = line.trim_ascii();
         if line.is_empty() {
             continue;
@@ -139,7 +165,14 @@ fn json(target: &Target<'_>, content_type: &str, body: &[u8], events: &mut Event
     }
     let mut outcome = Ok(());
     let mut deserializer = serde_json::Deserializer::from_slice(body);
+    let mut index = 0;
     let elements = Elements(|element: &RawValue| {
+        let (at, bytes, max) = (At::Index(index), element.get().len(), target.event_bytes_max);
+        index += 1;
+        if bytes > max {
+            events.refuse(at, format_args!("{bytes} bytes, at most {max} are allowed"));
+            return true;
+        }
         outcome = events.push(target, content_type, element.get().as_bytes());
         outcome.is_ok()
     });

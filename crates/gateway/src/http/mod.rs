@@ -1,46 +1,48 @@
-//! HTTP ingest: `POST /api/v1/devices/{device_id}/events/{type}`.
+//! HTTP ingest: `POST /api/v1/devices/{device_id}/events/{type}`, the same as `/api/v1/ingest/{device_id}/{type}`, and
+//! `POST /api/v1/topics/{topic}`, where a route says which device and type it is.
 //!
 //! | body | events |
 //! | --- | --- |
-//! | JSON (`application/json`, `…+json`) | one; an array: each element one |
+//! | JSON (`application/json`, `…+json`) | one; an array: each element one; elements that are too large are refused alone |
 //! | NDJSON (`application/x-ndjson`, `application/jsonl`) | each line one; lines that are not JSON are refused alone |
 //! | anything else | one, as it is |
 //!
-//! `Content-Encoding: gzip` is understood. 200 comes after the events are durable. A JSON body is taken as a whole or not
-//! at all. Errors are `{"error", "message", "hint"}`.
+//! `Content-Encoding` may be gzip, zstd or deflate. 200 comes after the events are durable, and subscribers of the topic
+//! see them then; 207 when some were refused, listed with their reasons. Not JSON at all is refused as a whole. With
+//! `Idempotency-Key`, a request that is sent again counts once ([`idempotency`]). Errors are problem documents
+//! (RFC 9457) with `{"error", "message", "hint"}` besides.
 
 mod body;
 mod error;
 mod events;
+mod idempotency;
+mod ingest;
 mod origin;
+mod routes;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
-use axum::body::Body;
+use axum::Router;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{ConnectInfo, Path, Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode, Uri, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{any, post};
-use axum::{Json, Router};
+use axum::routing::{any, get, post};
 use base64::Engine;
-use catchment_eventlog::LogError;
-use catchment_types::{Timestamp, check_device_id, check_event_type};
-use serde::Serialize;
-use utoipa::{OpenApi, ToSchema};
+use utoipa::OpenApi;
 
 pub(crate) use body::BODY_PERMIT_BYTES;
 pub(crate) use error::ErrorBody;
 use error::HttpError;
-use events::{Events, LineError, Target};
+pub(crate) use idempotency::Keys;
+use ingest::{Accepted, Named, admit, take};
 pub(crate) use origin::refuse_foreign_page;
+use routes::{delete_route, list_routes, put_route, test_route};
 
 use crate::admission::{Credentials, Denied, Principal, Purpose};
 use crate::gateway::Gateway;
-use crate::ingest::is_kept;
 use crate::metrics::GatewayMetrics;
 use crate::transport::PeerCertificate;
 use crate::ws;
@@ -51,6 +53,10 @@ impl Gateway {
     pub fn router(self: &Arc<Self>) -> Router {
         Router::new()
             .route("/api/v1/devices/{device_id}/events/{type}", post(ingest))
+            .route("/api/v1/ingest/{device_id}/{type}", post(ingest))
+            .route("/api/v1/topics/{*topic}", post(ingest_topic))
+            .route("/api/v1/routes", get(list_routes).put(put_route).delete(delete_route))
+            .route("/api/v1/routes/test", get(test_route))
             .route("/mqtt", any(ws::upgrade))
             .with_state(Arc::clone(self))
     }
@@ -59,27 +65,17 @@ impl Gateway {
     #[must_use]
     pub fn openapi() -> utoipa::openapi::OpenApi {
         #[derive(OpenApi)]
-        #[openapi(paths(ingest))]
+        #[openapi(paths(
+            ingest,
+            ingest_topic,
+            routes::list_routes,
+            routes::put_route,
+            routes::delete_route,
+            routes::test_route
+        ))]
         struct Api;
         Api::openapi()
     }
-}
-
-/// What a request is told that was taken.
-#[derive(Debug, Serialize, ToSchema)]
-struct Accepted {
-    /// Events that are durable now.
-    accepted: u64,
-    /// Lines that were refused.
-    #[serde(skip_serializing_if = "is_zero")]
-    refused: u64,
-    /// The first of them.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    errors: Vec<LineError>,
-}
-
-fn is_zero(number: &u64) -> bool {
-    *number == 0
 }
 
 /// Send events of a device. The answer comes after they are durable.
@@ -90,13 +86,17 @@ fn is_zero(number: &u64) -> bool {
     params(
         ("device_id" = String, Path, description = "What sends"),
         ("type" = String, Path, description = "Which kind of message; chooses the decoder"),
+        ("Idempotency-Key" = Option<String>, Header, description = "A request that is sent again with it counts once"),
     ),
     request_body(
-        description = "One JSON document, an array of them, NDJSON, or one event of any other type; gzip is understood",
+        description = "One JSON document, an array of them, NDJSON, or one event of any other type; gzip, zstd and deflate are understood",
         content((serde_json::Value = "application/json"), (String = "application/x-ndjson"), (Vec<u8> = "application/octet-stream"))
     ),
     responses(
         (status = 200, description = "The events are durable", body = Accepted),
+        (status = 207, description = "Some lines or elements were refused, the others are durable", body = Accepted),
+        (status = 409, description = "A request with this Idempotency-Key is under way", body = ErrorBody),
+        (status = 422, description = "The Idempotency-Key was used with another body", body = ErrorBody),
         (status = 400, description = "Not the syntax of its content type, or a bad name; nothing was kept", body = ErrorBody),
         (status = 401, description = "The credentials are missing or wrong", body = ErrorBody),
         (status = 403, description = "Not this device's token", body = ErrorBody),
@@ -109,17 +109,49 @@ fn is_zero(number: &u64) -> bool {
 async fn ingest(
     State(gateway): State<Arc<Gateway>>,
     path: Result<Path<(String, String)>, PathRejection>,
-    uri: Uri,
     request: Request,
 ) -> Response {
+    let named = path.map(|Path((device_id, event_type))| Named::Device { device_id, event_type });
+    answer(&gateway, named, request).await
+}
+
+/// Send messages of a topic, as by MQTT: a route says which device and type they are of.
+#[utoipa::path(
+    post,
+    path = "/api/v1/topics/{topic}",
+    tag = "devices",
+    params(
+        ("topic" = String, Path, description = "The topic, with its slashes"),
+        ("Idempotency-Key" = Option<String>, Header, description = "A request that is sent again with it counts once"),
+    ),
+    request_body(
+        description = "As for the events of a device",
+        content((serde_json::Value = "application/json"), (String = "application/x-ndjson"), (Vec<u8> = "application/octet-stream"))
+    ),
+    responses(
+        (status = 200, description = "The events are durable", body = Accepted),
+        (status = 202, description = "No route keeps the topic; subscribers have it", body = Accepted),
+        (status = 207, description = "Some lines or elements were refused, the others are durable", body = Accepted),
+        (status = 404, description = "No route takes the topic, and such are refused", body = ErrorBody),
+    )
+)]
+async fn ingest_topic(
+    State(gateway): State<Arc<Gateway>>,
+    path: Result<Path<String>, PathRejection>,
+    request: Request,
+) -> Response {
+    answer(&gateway, path.map(|Path(topic)| Named::Topic(topic)), request).await
+}
+
+async fn answer(gateway: &Arc<Gateway>, named: Result<Named, PathRejection>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
-    let admitted = match path {
-        Ok(Path(names)) => admit(&gateway, names, &parts).await,
+    let admitted = match named {
+        Ok(named) => admit(gateway, named, &parts).await,
         Err(_) => Err(HttpError::bad_request("path", "the path is not UTF-8")
-            .hint("percent-encode device id and type as UTF-8")),
+            .hint("percent-encode device id, type and topic as UTF-8")),
     };
     let taken = match admitted {
-        Ok(admitted) => take(&gateway, &admitted, uri.path(), &parts.headers, body).await,
+        Ok(admitted) => take(gateway, admitted, parts.uri.path(), &parts.headers, body).await,
         Err(error) => {
             // The client is still sending: it hears the answer only if it may finish, and the connection goes on.
             body::discard(body).await;
@@ -129,118 +161,11 @@ async fn ingest(
     match taken {
         Ok(accepted) => {
             GatewayMetrics::count(&gateway.metrics.http_requests, "accepted");
-            Json(accepted).into_response()
+            accepted.into_response()
         }
         Err(error) => {
             GatewayMetrics::count(&gateway.metrics.http_requests, error.code());
             error.into_response()
-        }
-    }
-}
-
-/// A request that may send what its body holds.
-struct Admitted {
-    device_id: String,
-    event_type: String,
-    principal: Principal,
-    content_type: String,
-}
-
-async fn admit(
-    gateway: &Gateway,
-    (device_id, event_type): (String, String),
-    parts: &Parts,
-) -> Result<Admitted, HttpError> {
-    const NAME_HINT: &str = "the path is /api/v1/devices/{device_id}/events/{type}";
-    let bad_name = |name: catchment_types::BadName| HttpError::bad_request("name", name).hint(NAME_HINT);
-    check_device_id(&device_id).map_err(bad_name)?;
-    check_event_type(&event_type).map_err(bad_name)?;
-    let principal = authenticate(gateway, parts).await?;
-    if !is_kept(&principal.realm) {
-        let message = format!("events of the realm {:?} are not kept yet, only brokered", principal.realm);
-        return Err(HttpError::new(StatusCode::FORBIDDEN, "realm", message)
-            .hint("publish by MQTT, or register the device in the realm main"));
-    }
-    if let Some(wait) = principal.limits.as_ref().map(|limits| limits.wait()).filter(|wait| !wait.is_zero()) {
-        GatewayMetrics::count(&gateway.metrics.limited, "http");
-        return Err(HttpError::too_many("the device or its realm sends more than it may", wait));
-    }
-    let topic = format!("devices/{device_id}/{event_type}");
-    if !gateway.admission.may_publish(&principal, &topic, Some(&device_id)) {
-        let message = format!("{} may not send events of device {device_id:?}", principal.name);
-        return Err(HttpError::new(StatusCode::FORBIDDEN, "forbidden", message)
-            .hint("use the device's own token, or an administrator's"));
-    }
-    let content_type = content_type(&parts.headers)?;
-    Ok(Admitted { device_id, event_type, principal, content_type })
-}
-
-async fn take(
-    gateway: &Gateway,
-    admitted: &Admitted,
-    path: &str,
-    headers: &HeaderMap,
-    body: Body,
-) -> Result<Accepted, HttpError> {
-    let Admitted { device_id, event_type, principal, content_type } = admitted;
-    let body = body::read(gateway, headers, body).await?;
-    let target = Target {
-        realm: &principal.realm,
-        device_id,
-        event_type,
-        path,
-        received_at: Timestamp::now(),
-        event_bytes_max: gateway.config.http.event_bytes_max,
-        events_max: gateway.config.http.events_max,
-    };
-    let Events { mut batch, payload_bytes, refused, errors } =
-        events::split(&target, content_type, body.bytes())?;
-    if let Some(limits) = &principal.limits {
-        limits.charge(u64::from(batch.len()) + refused, payload_bytes);
-    }
-    let accepted = u64::from(batch.len());
-    if accepted == 0 && refused > 0 {
-        return Err(HttpError::bad_request("ndjson", "no line is JSON").lines(errors));
-    }
-    if accepted > 0 {
-        let partition = gateway.partition(&principal.realm, device_id);
-        let append = async { gateway.log.submit(partition, batch.take()).await?.await };
-        let limit = Duration::from_secs(gateway.config.http.durable_s_max);
-        tokio::time::timeout(limit, append)
-            .await
-            .map_err(|_| too_slow())?
-            .map_err(|error| log_error(&error))?;
-        gateway.metrics.http_events.inc_by(accepted);
-        gateway.metrics.http_event_bytes.inc_by(payload_bytes);
-    }
-    Ok(Accepted { accepted, refused, errors })
-}
-
-fn too_slow() -> HttpError {
-    HttpError::unavailable(
-        "log_slow",
-        "the event log did not confirm the events in time; they may be kept all the same",
-    )
-    .hint("send again later; events then may be there twice")
-}
-
-fn log_error(error: &LogError) -> HttpError {
-    match error {
-        LogError::Full { .. } => {
-            HttpError::unavailable("log_full", "the event log has no room left; nothing was kept")
-                .hint("send again once the operator has made room")
-        }
-        LogError::Closed => {
-            HttpError::unavailable("shutting_down", "the server is shutting down; nothing was kept")
-                .hint("send again when it is back")
-        }
-        LogError::Failed { .. } | LogError::NoSuchPartition { .. } => {
-            tracing::error!(%error, "the event log failed");
-            HttpError::unavailable(
-                "log_failed",
-                "the event log failed; whether the events are kept is unknown",
-            )
-            .hint("send again later; the server's log tells more")
         }
     }
 }

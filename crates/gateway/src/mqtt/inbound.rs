@@ -11,6 +11,7 @@ use super::fanout::Staged;
 use super::keep::{Keeper, Origin, Proof, Record};
 use super::message::Message;
 use super::topics::is_reserved;
+use crate::config::UnroutedAction;
 use crate::ingest::Batches;
 use crate::metrics::GatewayMetrics;
 
@@ -19,8 +20,12 @@ use crate::metrics::GatewayMetrics;
 enum Verdict {
     /// Events of a device.
     Event(PartitionId),
+    /// No route, but to be kept all the same.
+    Kept(PartitionId),
     /// No route: for subscribers only.
     Brokered,
+    /// No route, and only routed topics are taken.
+    Unroutable,
     /// Not to be taken.
     Refused(Reason),
 }
@@ -31,6 +36,9 @@ pub(super) struct TopicCache {
     topic: String,
     device_id: String,
     event_type: String,
+    tags: String,
+    /// The routes by which this was found out.
+    routes_generation: u64,
     verdict: Verdict,
     /// Whether anybody subscribed to it, and at which generation of the subscriptions that was so.
     wanted: bool,
@@ -55,7 +63,8 @@ pub(super) struct Forward {
 pub(super) struct Tally {
     events: u64,
     event_bytes: u64,
-    unrouted: u64,
+    brokered: u64,
+    kept: u64,
     /// All messages, kept or not, and their payload bytes: what limits are about.
     pub(super) messages: u64,
     pub(super) message_bytes: u64,
@@ -71,8 +80,11 @@ impl Tally {
             metrics.mqtt_events.inc_by(tally.events);
             metrics.mqtt_event_bytes.inc_by(tally.event_bytes);
         }
-        if tally.unrouted > 0 {
-            metrics.unrouted.inc_by(tally.unrouted);
+        if tally.brokered > 0 {
+            metrics.count_unrouted("brokered", tally.brokered);
+        }
+        if tally.kept > 0 {
+            metrics.count_unrouted("kept", tally.kept);
         }
     }
 }
@@ -90,6 +102,8 @@ impl Default for TopicCache {
             topic: String::new(),
             device_id: String::new(),
             event_type: String::new(),
+            tags: String::new(),
+            routes_generation: 0,
             // The empty topic is none.
             verdict: Verdict::Refused(Reason::TopicNameInvalid),
             wanted: true,
@@ -118,13 +132,18 @@ impl<S> Connection<S> {
         }
         let append = match self.topics.verdict {
             Verdict::Refused(reason) => return self.refuse(packet, reason),
+            Verdict::Unroutable => {
+                self.gateway.metrics.count_unrouted("refused", 1);
+                return self.refuse(packet, Reason::TopicNameInvalid);
+            }
             Verdict::Brokered => {
-                self.tally.unrouted += 1;
+                self.tally.brokered += 1;
                 None
             }
             // Clearing a retained message tells nothing about the device.
-            Verdict::Event(_) if packet.retain && packet.payload.is_empty() => None,
-            Verdict::Event(partition) => {
+            Verdict::Event(_) | Verdict::Kept(_) if packet.retain && packet.payload.is_empty() => None,
+            verdict @ (Verdict::Event(partition) | Verdict::Kept(partition)) => {
+                self.tally.kept += u64::from(matches!(verdict, Verdict::Kept(_)));
                 let event = Event {
                     realm: self.broker.realm(),
                     device_id: &self.topics.device_id,
@@ -132,7 +151,7 @@ impl<S> Connection<S> {
                     topic: &self.topics.topic,
                     received_at,
                     content_type: packet.properties.content_type,
-                    tags: "",
+                    tags: &self.topics.tags,
                     mark: 0,
                     payload: packet.payload,
                 };
@@ -186,7 +205,7 @@ impl<S> Connection<S> {
         if let Some(alias) = packet.properties.topic_alias {
             return self.resolve_alias(alias, packet);
         }
-        if packet.topic == self.topics.topic.as_bytes() && !packet.topic.is_empty() {
+        if packet.topic == self.topics.topic.as_bytes() && !packet.topic.is_empty() && self.knows_routes() {
             return Ok(());
         }
         if packet.topic.is_empty() {
@@ -196,6 +215,12 @@ impl<S> Connection<S> {
         }
         let topic = packet.topic_text().map_err(Close::Fault)?;
         self.look_up(topic)
+    }
+
+    /// Whether the cache was filled by the routes in force.
+    #[inline]
+    fn knows_routes(&self) -> bool {
+        self.topics.routes_generation == self.gateway.routes.generation()
     }
 
     fn resolve_alias(&mut self, alias: u16, packet: &Publish<'_>) -> Result<(), Close> {
@@ -210,7 +235,11 @@ impl<S> Connection<S> {
             let topic = self.topics.aliases.get_mut(at).and_then(Option::take);
             let topic =
                 topic.ok_or(Close::Fault(ProtocolError::protocol("a topic alias that was never given")))?;
-            let found = if *topic == *self.topics.topic { Ok(()) } else { self.look_up(&topic) };
+            let found = if *topic == *self.topics.topic && self.knows_routes() {
+                Ok(())
+            } else {
+                self.look_up(&topic)
+            };
             self.topics.aliases[at] = Some(topic);
             return found;
         }
@@ -235,21 +264,35 @@ impl<S> Connection<S> {
         cache.topic.clear();
         cache.topic.push_str(topic);
         cache.wanted_generation = u64::MAX;
+        // Before the routes themselves: a change in between is seen with the next message.
+        cache.routes_generation = self.gateway.routes.generation();
+        let routes = self.gateway.routes.current();
+        let unrouted = &self.gateway.config.unrouted;
+        cache.tags.clear();
         let may = |device_id| self.gateway.admission.may_publish(&self.principal, topic, device_id);
-        cache.verdict = match self.gateway.routes.find(topic) {
+        let mut named = |device_id: &str, event_type: &str| {
+            cache.device_id.clear();
+            cache.device_id.push_str(device_id);
+            cache.event_type.clear();
+            cache.event_type.push_str(event_type);
+            self.gateway.partition(self.broker.realm(), device_id)
+        };
+        cache.verdict = match routes.find(topic) {
             _ if is_reserved(topic) => Verdict::Refused(Reason::NotAuthorized),
             Err(_) => Verdict::Refused(Reason::TopicNameInvalid),
-            Ok(None) if may(None) => Verdict::Brokered,
+            Ok(None) if may(None) => match unrouted.action {
+                UnroutedAction::Broker => Verdict::Brokered,
+                UnroutedAction::Keep if !self.broker.keeps_events() => Verdict::Brokered,
+                UnroutedAction::Keep => Verdict::Kept(named(&unrouted.device_id, &unrouted.event_type)),
+                UnroutedAction::Refuse => Verdict::Unroutable,
+            },
             Ok(Some(routed)) if may(Some(routed.device_id)) && !self.broker.keeps_events() => {
                 Verdict::Brokered
             }
-            Ok(Some(routed)) if may(Some(routed.device_id)) => {
-                cache.device_id.clear();
-                cache.device_id.push_str(routed.device_id);
-                cache.event_type.clear();
-                cache.event_type.push_str(routed.event_type);
-                Verdict::Event(self.gateway.partition(self.broker.realm(), routed.device_id))
-            }
+            Ok(Some(routed)) if may(Some(routed.device_id)) => match routed.write_tags(&mut cache.tags) {
+                Ok(()) => Verdict::Event(named(routed.device_id, routed.event_type)),
+                Err(_) => Verdict::Refused(Reason::TopicNameInvalid),
+            },
             Ok(_) => Verdict::Refused(Reason::NotAuthorized),
         };
         Ok(())

@@ -43,6 +43,7 @@ pub struct Kept {
     pub event_type: String,
     pub topic: String,
     pub content_type: String,
+    pub tags: String,
     pub payload: Vec<u8>,
 }
 
@@ -112,6 +113,7 @@ impl MemoryLog {
                 event_type: event.event_type.to_owned(),
                 topic: event.topic.to_owned(),
                 content_type: event.content_type.to_owned(),
+                tags: event.tags.to_owned(),
                 payload: event.payload.to_vec(),
             })
         });
@@ -224,7 +226,11 @@ impl Server {
     }
 
     pub async fn start_with(config: GatewayConfig, admission: Arc<dyn Admission>, partitions: usize) -> Self {
-        let log = MemoryLog::new(partitions);
+        Self::over(config, admission, MemoryLog::new(partitions)).await
+    }
+
+    /// A server over a log that may hold something.
+    pub async fn over(config: GatewayConfig, admission: Arc<dyn Admission>, log: Arc<MemoryLog>) -> Self {
         let metrics = GatewayMetrics::default();
         let gateway =
             Gateway::new(config, Arc::clone(&log) as Arc<dyn EventLog>, admission, metrics.clone()).unwrap();

@@ -40,6 +40,26 @@ pub(crate) struct PublishProperties<'a> {
     pub(crate) raw: &'a [u8],
 }
 
+impl PublishProperties<'_> {
+    /// The properties, with their length, of a message of this content type, at most 255 bytes long; empty without one.
+    pub(crate) fn encode_content_type(content_type: &str) -> Vec<u8> {
+        let Ok(length) = u8::try_from(content_type.len()) else { return Vec::new() };
+        if length == 0 {
+            return Vec::new();
+        }
+        let size = 3 + usize::from(length);
+        let mut raw = Vec::with_capacity(2 + size);
+        if size > 0x7f {
+            raw.extend_from_slice(&[(size & 0x7f) as u8 | 0x80, (size >> 7) as u8]);
+        } else {
+            raw.push(size as u8);
+        }
+        raw.extend_from_slice(&[id::CONTENT_TYPE, 0, length]);
+        raw.extend_from_slice(content_type.as_bytes());
+        raw
+    }
+}
+
 /// PUBACK, PUBREC, PUBREL, PUBCOMP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ack {
