@@ -63,7 +63,9 @@ def test_ndjson_is_one_event_for_each_line(server, device):
 
 def test_a_bad_line_is_told_and_leaves_the_others(server, device):
     body = '{"n": 1}\n{"n": \n{"n": 3}'
-    answer = server.post_event(device, body, headers=NDJSON).json()
+    answer = server.post(ingest_path(device), data=body, headers=NDJSON)
+    assert answer.status_code == 207
+    answer = answer.json()
     assert (answer["accepted"], answer["refused"]) == (2, 1)
     assert [error["line"] for error in answer["errors"]] == [2]
     assert readings(server, device, 2) == [("n", 1.0), ("n", 3.0)]
