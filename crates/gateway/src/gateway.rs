@@ -234,7 +234,7 @@ impl Gateway {
     /// # Errors
     /// The log cannot be read.
     pub async fn recall(&self) -> Result<(), LogError> {
-        marks::recall(&*self.log, self.keys.window(), |_, mark, _| {
+        marks::recall(&*self.log, self.keys.window(), |mark| {
             if let Some((key, body)) = marks::request_key(mark) {
                 self.keys.recall(key, body);
             }

@@ -203,7 +203,7 @@ pub(super) async fn take(
     };
     let mut under_way = None;
     if let (Some(key), Some(body)) = (*key, body_hash) {
-        target.mark = marks::of_request(key << 1, body);
+        target.mark = marks::of_request(key, body);
         target.skip = begin(gateway, key, body)?;
         under_way = Some(UnderWay { gateway: Arc::clone(gateway), key, added: 0 });
     }
@@ -232,6 +232,8 @@ pub(super) async fn take(
         let (content_type, owner) = (content_type.clone(), Arc::clone(gateway));
         // A task of its own: what is on its way to the log comes to its end, and the key with it, also if the client leaves.
         let append = tokio::spawn(async move {
+            // Its memory is counted as long as the events wait.
+            let _body = body;
             owner.log.submit(partition, batch.clone()).await?.await?;
             if let Some(under_way) = &mut under_way {
                 under_way.added = added;
