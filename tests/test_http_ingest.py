@@ -9,6 +9,7 @@ import pytest
 import requests
 
 from harness import eventually
+from harness.paho_client import connected
 
 JSON = {"Content-Type": "application/json"}
 NDJSON = {"Content-Type": "application/x-ndjson"}
@@ -65,18 +66,17 @@ def test_one_connection_serves_many_requests(server, device):
 
 
 def test_a_topic_goes_by_its_route_and_to_subscribers(server, device):
-    command = ["mosquitto_sub", "-h", "127.0.0.1", "-p", str(server.mqtt_port), "-q", "1", "-C", "2", "-W", "15"]
-    command += ["-t", f"devices/{device}/#", "-F", "%t %p", "-d"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as subscriber:
-        lines = []
-        for line in subscriber.stdout:
-            if "Subscribed" in line:
-                break
+    with connected(server) as subscriber:
+        subscriber.subscribe(f"devices/{device}/#")
         answer = server.post(f"/api/v1/topics/devices/{device}/state", json={"n": 1})
         assert (answer.status_code, answer.json()) == (200, {"accepted": 1})
         assert server.post(path(device, "other"), json={"n": 2}).status_code == 200
-        lines = [line.strip() for line in subscriber.stdout if line.startswith("devices/")]
-    assert lines == [f'devices/{device}/state {{"n": 1}}', f'devices/{device}/other {{"n": 2}}']
+        messages = [subscriber.next() for _ in range(2)]
+    seen = [(message.topic, message.payload, message.properties.ContentType) for message in messages]
+    assert seen == [
+        (f"devices/{device}/state", b'{"n": 1}', "application/json"),
+        (f"devices/{device}/other", b'{"n": 2}', "application/json"),
+    ]
     nobody = server.post("/api/v1/topics/nobody/knows", json={"n": 1})
     assert (nobody.status_code, nobody.json()) == (202, {"accepted": 0, "brokered": 1})
 

@@ -6,6 +6,7 @@ import subprocess
 import pytest
 
 from harness import eventually, run
+from harness.paho_client import connected
 
 TRAFFIC = {"topic": "city/{area}/traffic/{device_id}", "type": "traffic"}
 
@@ -22,7 +23,7 @@ def put(server, rule):
     return server.session.put(server.url("/api/v1/routes"), json=rule, timeout=20)
 
 
-def tested(server, topic):
+def leads_to(server, topic):
     return server.get("/api/v1/routes/test", params={"topic": topic}).json()
 
 
@@ -39,13 +40,11 @@ def test_tags_reach_the_readings(new_server):
     ]
     # Routes and tags survive, in the registry, in the log and in files.
     server.restart()
-    assert tested(server, "city/sud/traffic/t2")["tags"] == {"area": "sud"}
+    assert leads_to(server, "city/sud/traffic/t2")["tags"] == {"area": "sud"}
     assert server.sql("SELECT metadata FROM raw_metrics WHERE device_id = 't1'") == [('{"area":"nord"}',)]
 
 
 def test_a_route_is_in_force_at_once_also_for_those_who_are_connected(new_server):
-    from harness.paho_client import connected
-
     server = new_server().start()
     with connected(server) as client:
         client.publish("plant/p1", b'{"n": 1}')
