@@ -1,75 +1,306 @@
-//! Who may come in, by MQTT, HTTP ingest and the PostgreSQL protocol: decided by the registry's tokens.
+//! Who may come in, by MQTT, HTTP ingest, REST and the PostgreSQL protocol, and what they may do.
 //!
-//! A token is the password, whatever the user name, or the bearer token of an HTTP request. Without one, a client is let in
-//! by its certificate as the device that this names (`certificate`), or while every listener is on loopback.
+//! | shown | by whom | is |
+//! | --- | --- | --- |
+//! | `ctm_…` as password or bearer token | any user name | a token of the registry |
+//! | a JSON web token as password or bearer token | any user name | signed by somebody who is trusted, see `jwt.rs` |
+//! | anything else as password | device id, or `REALM/DEVICE_ID` | the password of that device |
+//! | a certificate and no password | | the device that it names (`certificate.rs`) |
+//! | nothing | | let in only while every listener is on loopback |
+//!
+//! Realms, rules, bans and limits are compiled from the registry when they have changed; checks read memory only.
 
 mod certificate;
+mod config;
+mod failures;
+mod jwt;
 
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use catchment_gateway::transport::CertificateIdentity;
-use catchment_gateway::{Admission, Credentials, Denied, Principal, Role};
+use catchment_gateway::{
+    Acl, AclRule, Admission, BadAclRule, ClientLimits, Credentials, Denied, Meter, Principal, Purpose,
+    RateLimits, Role,
+};
+use catchment_serve::access::{Access as RestAccess, Refusal};
 use catchment_serve::pg::{PgAuth, Role as PgRole};
-use catchment_store::registry::{Identity, Registry, Role as TokenRole};
-use catchment_types::DEFAULT_REALM;
+use catchment_store::registry::{
+    Access, AclRecord, BanRecord, Banned, Identity, PasswordError, Registry, Role as TokenRole, TOKEN_PREFIX,
+    device_name,
+};
+use catchment_types::{DEFAULT_REALM, Timestamp, check_device_id};
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::watch;
+
+pub(crate) use self::config::AdmissionConfig;
+use self::failures::FailedLogins;
+use self::jwt::{Claims, Jwt};
+
+/// Meters of devices; those that owe nothing are forgotten first.
+const METERS_MAX: usize = 1_000_000;
+/// How long a ban without an end is said to last.
+const FOR_NOW: Duration = Duration::from_secs(3600);
 
 /// Admission by the registry.
 pub(crate) struct RegistryAdmission {
     registry: Arc<Registry>,
-    anonymous: Option<Principal>,
+    anonymous: bool,
     identity: CertificateIdentity,
+    jwt: Option<Arc<Jwt>>,
+    failed: FailedLogins,
+    compiled: RwLock<Arc<Compiled>>,
+    meters: Mutex<Meters>,
+}
+
+/// What [`Access`] says, in a form that is quick to ask.
+#[derive(Default)]
+struct Compiled {
+    source: Arc<Access>,
+    acl: HashMap<String, Acl>,
+    /// By kind, realm and value, with the end.
+    named_bans: HashMap<(&'static str, String, String), Option<Timestamp>>,
+    networks: Vec<(Banned, Option<Timestamp>)>,
+}
+
+#[derive(Default)]
+struct Meters {
+    realms: HashMap<String, Arc<Meter>>,
+    devices: HashMap<(String, String), Arc<Meter>>,
+    /// Looked through when there are so many.
+    sweep_at: usize,
+}
+
+impl Compiled {
+    fn new(source: Arc<Access>) -> Self {
+        let mut compiled = Self::default();
+        let mut rules: HashMap<String, Vec<AclRule>> = HashMap::new();
+        for record in &source.acl {
+            match compile(record) {
+                Ok(rule) => rules.entry(record.realm.clone()).or_default().push(rule),
+                Err(error) => {
+                    tracing::error!(id = record.id, %error, "a rule cannot be followed and is left out")
+                }
+            }
+        }
+        compiled.acl = rules.into_iter().map(|(realm, rules)| (realm, rules.into_iter().collect())).collect();
+        for ban in &source.bans {
+            match &ban.banned {
+                Banned::Network(..) => compiled.networks.push((ban.banned.clone(), ban.until)),
+                Banned::Device(value) | Banned::Client(value) => {
+                    let key = (ban.banned.kind(), ban.realm.clone(), value.clone());
+                    // Of several bans the one that lasts longest counts; none lasts for ever.
+                    let last = compiled.named_bans.entry(key).or_insert(ban.until);
+                    *last = last.zip(ban.until).map(|(a, b)| a.max(b));
+                }
+            }
+        }
+        compiled.source = source;
+        compiled
+    }
+
+    fn network_ban(&self, address: IpAddr) -> Option<Duration> {
+        let mut bans = self.networks.iter().filter(|(network, _)| network.has_address(address));
+        bans.find_map(|(_, until)| left(*until))
+    }
+
+    fn named_ban(&self, kind: &'static str, realm: &str, value: &str) -> Option<Duration> {
+        if self.named_bans.is_empty() {
+            return None;
+        }
+        left(*self.named_bans.get(&(kind, realm.to_owned(), value.to_owned()))?)
+    }
+}
+
+/// What is left of a ban with this end.
+fn left(until: Option<Timestamp>) -> Option<Duration> {
+    let Some(until) = until else { return Some(FOR_NOW) };
+    let micros = until.as_micros().saturating_sub(Timestamp::now().as_micros());
+    u64::try_from(micros).ok().filter(|&micros| micros > 0).map(Duration::from_micros)
+}
+
+fn compile(record: &AclRecord) -> Result<AclRule, BadAclRule> {
+    AclRule::new(record.subject.parse()?, record.action.parse()?, record.effect.parse()?, &record.filter)
+}
+
+impl Meters {
+    /// The meter of these limits: the one that is there, unless the limits have changed.
+    fn get<K: std::hash::Hash + Eq>(
+        meters: &mut HashMap<K, Arc<Meter>>,
+        key: K,
+        limits: RateLimits,
+    ) -> Arc<Meter> {
+        let meter = meters.entry(key).or_insert_with(|| Arc::new(Meter::new(limits)));
+        if meter.limits() != limits {
+            *meter = Arc::new(Meter::new(limits));
+        }
+        Arc::clone(meter)
+    }
+
+    fn of_device(&mut self, realm: &str, device_id: &str, limits: RateLimits) -> Arc<Meter> {
+        if self.devices.len() >= self.sweep_at.max(1024) {
+            self.devices.retain(|_, meter| !meter.is_idle());
+            if self.devices.len() >= METERS_MAX {
+                self.devices.clear();
+            }
+            self.sweep_at = self.devices.len() * 2;
+        }
+        Self::get(&mut self.devices, (realm.to_owned(), device_id.to_owned()), limits)
+    }
 }
 
 impl RegistryAdmission {
     /// `anonymous`: whether clients without credentials are let in; `identity`: what of a certificate names its device.
-    pub(crate) fn new(registry: Arc<Registry>, anonymous: bool, identity: CertificateIdentity) -> Self {
-        let anonymous = anonymous.then(|| Principal::new(DEFAULT_REALM, "anonymous", Role::Admin));
-        Self { registry, anonymous, identity }
+    /// Must be called within a Tokio runtime.
+    ///
+    /// # Errors
+    /// The key of JSON web tokens cannot be used.
+    pub(crate) fn new(
+        registry: Arc<Registry>,
+        anonymous: bool,
+        identity: CertificateIdentity,
+        config: &AdmissionConfig,
+    ) -> anyhow::Result<Self> {
+        Ok(Self {
+            registry,
+            anonymous,
+            identity,
+            jwt: Jwt::new(config.jwt.clone())?,
+            failed: FailedLogins::new(config.bans.clone())?,
+            compiled: RwLock::default(),
+            meters: Mutex::default(),
+        })
     }
-}
 
-#[async_trait]
-impl Admission for RegistryAdmission {
-    async fn authenticate(&self, credentials: Credentials<'_>) -> Result<Principal, Denied> {
+    /// What the registry says now.
+    fn compiled(&self) -> Arc<Compiled> {
+        let source = self.registry.access();
+        {
+            let compiled = self.compiled.read();
+            if Arc::ptr_eq(&compiled.source, &source) {
+                return Arc::clone(&compiled);
+            }
+        }
+        let compiled = Arc::new(Compiled::new(source));
+        *self.compiled.write() = Arc::clone(&compiled);
+        compiled
+    }
+
+    fn address_ban(&self, address: IpAddr) -> Option<Duration> {
+        self.failed.left(address).or_else(|| self.compiled().network_ban(address))
+    }
+
+    /// Whether a client is kept out, by its address or its names.
+    fn check_bans(
+        &self,
+        principal: &Principal,
+        client_id: &str,
+        remote: Option<SocketAddr>,
+    ) -> Result<(), Denied> {
+        let compiled = self.compiled();
+        let of_device = match &principal.role {
+            Role::Device(id) => compiled.named_ban("device", &principal.realm, id),
+            Role::Admin | Role::Reader => None,
+        };
+        let left = of_device
+            .or_else(|| compiled.named_ban("client", &principal.realm, client_id))
+            .or_else(|| remote.and_then(|remote| compiled.network_ban(remote.ip())));
+        left.map_or(Ok(()), |left| Err(Denied::Banned { left }))
+    }
+
+    /// The meters of a client; none when nothing is limited.
+    fn limits(&self, principal: &Principal) -> Option<Arc<ClientLimits>> {
+        let access = self.registry.access();
+        let realm = access.realms.get(&*principal.realm)?;
+        if realm.limits.is_unlimited() && realm.device_limits.is_unlimited() {
+            return None;
+        }
+        let meters = &mut *self.meters.lock();
+        let of_realm = (!realm.limits.is_unlimited())
+            .then(|| Meters::get(&mut meters.realms, realm.name.clone(), realm.limits));
+        let of_device = match &principal.role {
+            Role::Device(id) if !realm.device_limits.is_unlimited() => {
+                Some(meters.of_device(&realm.name, id, realm.device_limits))
+            }
+            _ => None,
+        };
+        (of_realm.is_some() || of_device.is_some())
+            .then(|| Arc::new(ClientLimits { device: of_device, realm: of_realm }))
+    }
+
+    /// Who shows these credentials, whatever else is to be said of him.
+    async fn identify_client(&self, credentials: Credentials<'_>) -> Result<Principal, Denied> {
         if let (None, Some(shown)) = (credentials.password, credentials.certificate)
             && let Some(device_id) = shown.device_id(self.identity)
         {
             return certificate::principal(shown, device_id);
         }
-        match (credentials.password, &self.anonymous) {
-            // Whoever shows a token means it: a wrong one is refused on loopback too.
-            (Some(password), _) => {
-                let secret = std::str::from_utf8(password).map_err(|_| Denied::BadCredentials)?;
-                let identity = self.registry.verify(secret).ok_or(Denied::BadCredentials)?;
-                principal(&identity)
+        let Some(password) = credentials.password else {
+            return match self.anonymous {
+                true => Ok(Principal::new(DEFAULT_REALM, "anonymous", Role::Admin)),
+                false => Err(Denied::BadCredentials),
+            };
+        };
+        // Whoever shows a secret means it: a wrong one is refused on loopback too.
+        let text = std::str::from_utf8(password).unwrap_or_default();
+        if text.starts_with(TOKEN_PREFIX) {
+            let identity = self.registry.verify(text).ok_or(Denied::BadCredentials)?;
+            return by_token(&identity);
+        }
+        if let Some(jwt) = self.jwt.as_ref().filter(|_| Jwt::is_one(text)) {
+            let claims = jwt.verify(text).ok_or(Denied::BadCredentials)?;
+            return self.by_claims(claims);
+        }
+        let username = credentials.username.ok_or(Denied::BadCredentials)?;
+        let (realm, device_id) = username.split_once('/').unwrap_or((DEFAULT_REALM, username));
+        let good = self.registry.verify_password(realm, device_id, password).await;
+        match good {
+            Ok(true) => {}
+            Ok(false) => return Err(Denied::BadCredentials),
+            Err(PasswordError::Busy) => {
+                return Err(Denied::Unavailable("too many logins at once".to_owned()));
             }
-            (None, Some(anonymous)) => Ok(anonymous.clone()),
-            (None, None) => Err(Denied::BadCredentials),
+            Err(PasswordError::Registry(error)) => {
+                tracing::error!(%error, "a password could not be verified");
+                return Err(Denied::Unavailable("the registry failed".to_owned()));
+            }
         }
+        let mut principal = Principal::new(realm, device_id, Role::Device(device_id.into()));
+        principal.credential = Some(format!("password:{realm}/{device_id}").into());
+        Ok(principal)
     }
 
-    fn admits_anonymous(&self) -> bool {
-        self.anonymous.is_some()
+    fn by_claims(&self, claims: Claims) -> Result<Principal, Denied> {
+        let realm = claims.realm.unwrap_or_else(|| DEFAULT_REALM.to_owned());
+        if !self.registry.access().realms.contains_key(&realm) {
+            return Err(Denied::NotAllowed(format!("there is no realm {realm:?}")));
+        }
+        let role = match claims.role.as_deref().unwrap_or("device") {
+            "admin" => Role::Admin,
+            "reader" => Role::Reader,
+            "device" => {
+                let device_id = claims.device_id.unwrap_or_default();
+                check_device_id(&device_id).map_err(|error| Denied::NotAllowed(error.to_string()))?;
+                Role::Device(device_id.into())
+            }
+            role => return Err(Denied::NotAllowed(format!("there is no role {role:?}"))),
+        };
+        let mut principal = Principal::new(realm, format!("jwt:{}", claims.subject), role);
+        principal.expires_at = Some(claims.expires_at);
+        Ok(principal)
+    }
+
+    fn note_failure(&self, remote: Option<IpAddr>) {
+        if let Some(remote) = remote {
+            self.failed.note(remote);
+        }
     }
 }
 
-#[async_trait]
-impl PgAuth for RegistryAdmission {
-    async fn verify(&self, _user: &str, password: &str) -> Option<PgRole> {
-        match self.registry.verify(password)?.role {
-            TokenRole::Admin => Some(PgRole::Admin),
-            TokenRole::Reader => Some(PgRole::Reader),
-            TokenRole::Device => None,
-        }
-    }
-
-    fn anonymous_allowed(&self) -> bool {
-        self.anonymous.is_some()
-    }
-}
-
-fn principal(identity: &Identity) -> Result<Principal, Denied> {
+fn by_token(identity: &Identity) -> Result<Principal, Denied> {
     let role = match (identity.role, &identity.device_id) {
         (TokenRole::Admin, _) => Role::Admin,
         (TokenRole::Reader, _) => Role::Reader,
@@ -78,44 +309,136 @@ fn principal(identity: &Identity) -> Result<Principal, Denied> {
             return Err(Denied::NotAllowed(format!("the token {:?} names no device", identity.name)));
         }
     };
-    Ok(Principal::new(DEFAULT_REALM, identity.name.as_str(), role))
+    let mut principal = Principal::new(identity.realm.as_str(), identity.name.as_str(), role);
+    principal.credential = Some(format!("token:{}", identity.token_id).into());
+    Ok(principal)
+}
+
+#[async_trait]
+impl Admission for RegistryAdmission {
+    async fn authenticate(&self, credentials: Credentials<'_>) -> Result<Principal, Denied> {
+        let Credentials { client_id, username, remote, purpose, .. } = credentials;
+        if let Some(left) = remote.and_then(|remote| self.address_ban(remote.ip())) {
+            return Err(Denied::Banned { left });
+        }
+        let identified = self.identify_client(credentials).await;
+        if matches!(identified, Err(Denied::BadCredentials)) && credentials.password.is_some() {
+            self.note_failure(remote.map(|remote| remote.ip()));
+        }
+        let mut principal = identified?;
+        principal.username = username.map(Into::into);
+        self.check_bans(&principal, client_id, remote)?;
+        principal.limits = self.limits(&principal);
+        if let (Purpose::Connection, Some(limits)) = (purpose, &principal.limits) {
+            limits.connect().map_err(|retry_after| Denied::TooMany { retry_after })?;
+        }
+        Ok(principal)
+    }
+
+    fn admits_anonymous(&self) -> bool {
+        self.anonymous
+    }
+
+    fn admits_address(&self, address: IpAddr) -> bool {
+        self.address_ban(address).is_none()
+    }
+
+    fn changes(&self) -> Option<watch::Receiver<u64>> {
+        Some(self.registry.subscribe_access())
+    }
+
+    fn recheck(&self, principal: &mut Principal, remote: Option<SocketAddr>) -> Result<(), Denied> {
+        let withdrawn = |name: &str| self.registry.was_withdrawn(name, principal.since);
+        let credential = principal.credential.as_deref().is_some_and(withdrawn);
+        let device = match &principal.role {
+            Role::Device(id) => withdrawn(&device_name(&principal.realm, id)),
+            Role::Admin | Role::Reader => false,
+        };
+        if credential || device {
+            return Err(Denied::BadCredentials);
+        }
+        let client_id = principal.client_id.clone().unwrap_or_default();
+        self.check_bans(principal, &client_id, remote)?;
+        principal.limits = self.limits(principal);
+        Ok(())
+    }
+
+    fn may_publish(&self, principal: &Principal, topic: &str, device_id: Option<&str>) -> bool {
+        match self.compiled().acl.get(&*principal.realm) {
+            Some(acl) => acl.may_publish(principal, topic, device_id),
+            None => principal.may_publish_by_role(topic, device_id),
+        }
+    }
+
+    fn may_subscribe(&self, principal: &Principal, filter: &str) -> bool {
+        match self.compiled().acl.get(&*principal.realm) {
+            Some(acl) => acl.may_subscribe(principal, filter),
+            None => principal.may_subscribe_by_role(filter),
+        }
+    }
+}
+
+impl RestAccess for RegistryAdmission {
+    fn identify(&self, secret: &str, remote: Option<IpAddr>) -> Result<Arc<Identity>, Refusal> {
+        if let Some(left) = remote.and_then(|remote| self.address_ban(remote)) {
+            return Err(Refusal::Banned(left));
+        }
+        let by_jwt = || {
+            let claims = self.jwt.as_ref().filter(|_| Jwt::is_one(secret))?.verify(secret)?;
+            identity(&self.by_claims(claims).ok()?)
+        };
+        let identity = self.registry.verify(secret).or_else(by_jwt);
+        identity.ok_or_else(|| {
+            self.note_failure(remote);
+            Refusal::Invalid
+        })
+    }
+
+    fn check_rule(&self, rule: &AclRecord) -> Result<(), String> {
+        compile(rule).map(drop).map_err(|error| error.to_string())
+    }
+
+    fn automatic_bans(&self) -> Vec<BanRecord> {
+        self.failed.list()
+    }
+
+    fn lift_automatic(&self, id: &str) -> bool {
+        self.failed.lift(id)
+    }
+}
+
+/// A principal that came by a JSON web token, as REST knows holders of tokens.
+fn identity(principal: &Principal) -> Option<Arc<Identity>> {
+    let (role, device_id) = match &principal.role {
+        Role::Admin => (TokenRole::Admin, None),
+        Role::Reader => (TokenRole::Reader, None),
+        Role::Device(id) => (TokenRole::Device, Some(id.to_string())),
+    };
+    Some(Arc::new(Identity {
+        token_id: principal.name.to_string(),
+        realm: principal.realm.to_string(),
+        name: principal.name.to_string(),
+        role,
+        device_id,
+    }))
+}
+
+#[async_trait]
+impl PgAuth for RegistryAdmission {
+    async fn verify(&self, _user: &str, password: &str) -> Option<PgRole> {
+        let identity =
+            self.identify(password, None).ok().filter(|identity| identity.realm == DEFAULT_REALM)?;
+        match identity.role {
+            TokenRole::Admin => Some(PgRole::Admin),
+            TokenRole::Reader => Some(PgRole::Reader),
+            TokenRole::Device => None,
+        }
+    }
+
+    fn anonymous_allowed(&self) -> bool {
+        self.anonymous
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use catchment_gateway::Purpose;
-    use catchment_store::registry::NewToken;
-
-    use super::*;
-
-    fn password(password: Option<&str>) -> Credentials<'_> {
-        Credentials {
-            client_id: "c",
-            username: Some("u"),
-            password: password.map(str::as_bytes),
-            remote: None,
-            certificate: None,
-            purpose: Purpose::Connection,
-        }
-    }
-
-    #[tokio::test]
-    async fn tokens_open_the_door() {
-        let dir = tempfile::tempdir().unwrap();
-        let registry = Arc::new(Registry::open(&dir.path().join("r.sqlite")).await.unwrap());
-        let token = NewToken { name: "boss", role: TokenRole::Admin, device_id: None };
-        let (_, secret) = registry.create_token(token).await.unwrap();
-        let private = RegistryAdmission::new(Arc::clone(&registry), true, CertificateIdentity::Cn);
-        let open = RegistryAdmission::new(registry, false, CertificateIdentity::Cn);
-        for admission in [&private, &open] {
-            let boss = admission.authenticate(password(Some(&secret))).await.unwrap();
-            assert_eq!((&*boss.name, boss.role), ("boss", Role::Admin));
-            assert_eq!(
-                admission.authenticate(password(Some("wrong"))).await.unwrap_err(),
-                Denied::BadCredentials
-            );
-        }
-        assert_eq!(&*private.authenticate(password(None)).await.unwrap().name, "anonymous");
-        assert_eq!(open.authenticate(password(None)).await.unwrap_err(), Denied::BadCredentials);
-    }
-}
+mod tests;

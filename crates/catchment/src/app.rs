@@ -31,6 +31,7 @@ use catchment_store::history::History;
 use catchment_store::live::{LiveConfig, LiveHub};
 use catchment_store::registry::{NewToken, Registry, Role};
 use catchment_store::shard::{Shard, ShardConfig};
+use catchment_types::DEFAULT_REALM;
 use prometheus_client::registry::Registry as MetricsRegistry;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
@@ -145,7 +146,10 @@ impl App {
         let addresses = Addresses(listeners.addresses().into());
         let anonymous = settings.loopback_only();
 
-        let registry = Arc::new(Registry::open(&path_of(&engines, Seam::Registry)?).await?);
+        let registry = Arc::new(
+            Registry::open_with(&path_of(&engines, Seam::Registry)?, settings.admission.passwords.clone())
+                .await?,
+        );
         make_administrator(&registry, &folder).await?;
         let decoders = Arc::new(Decoders::new(registry.rule_set().await?));
         let log = open_log(&path_of(&engines, Seam::Log)?, &settings).await?;
@@ -172,8 +176,12 @@ impl App {
             DistributeConfig { budget_bytes: settings.row_bytes_max(), ..DistributeConfig::default() },
         )?;
 
-        let admission =
-            Arc::new(RegistryAdmission::new(Arc::clone(&registry), anonymous, settings.tls.identity));
+        let admission = Arc::new(RegistryAdmission::new(
+            Arc::clone(&registry),
+            anonymous,
+            settings.tls.identity,
+            &settings.admission,
+        )?);
         let gateway_metrics = GatewayMetrics::default();
         let gateway = Gateway::open(
             settings.gateway.clone(),
@@ -205,6 +213,7 @@ impl App {
             shards,
             live: Arc::clone(&live),
             registry: Arc::clone(&registry),
+            access: Arc::clone(&admission) as Arc<dyn catchment_serve::access::Access>,
             decoders,
             sql: Arc::clone(&sql),
             platform: Arc::new(platform),
@@ -332,14 +341,19 @@ fn path_of(engines: &[(Seam, Engine)], seam: Seam) -> anyhow::Result<PathBuf> {
 /// Makes the administrator's token at the first start, and puts it back into its file if that has gone.
 async fn make_administrator(registry: &Registry, folder: &DataFolder) -> anyhow::Result<()> {
     let tokens = registry.tokens().await?;
-    if read_admin_token(folder.path()).is_ok() && tokens.iter().any(|token| token.role == Role::Admin) {
+    if read_admin_token(folder.path()).is_ok()
+        && tokens.iter().any(|token| token.role == Role::Admin && token.realm == DEFAULT_REALM)
+    {
         return Ok(());
     }
-    let new = NewToken { name: ADMIN, role: Role::Admin, device_id: None };
+    let new = NewToken { realm: DEFAULT_REALM, name: ADMIN, role: Role::Admin, device_id: None };
     let (_, token) = registry.create_token(new).await?;
     let path = folder.write_admin_token(&token)?;
     // The secret of a token cannot be told again: who lost the file has a new one now, and the old one ends.
-    for lost in tokens.iter().filter(|token| token.role == Role::Admin && token.name == ADMIN) {
+    for lost in tokens
+        .iter()
+        .filter(|token| token.role == Role::Admin && token.name == ADMIN && token.realm == DEFAULT_REALM)
+    {
         registry.delete_token(&lost.id).await?;
     }
     println!("the administrator's token, shown this once and kept in {}:\n  {token}\n", path.display());

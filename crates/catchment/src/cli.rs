@@ -9,6 +9,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::logging::LogFormat;
 use crate::settings::Overrides;
 
+mod access;
+
+pub(crate) use access::{AclCommand, BanCommand, LimitArgs, RealmCommand};
+
 /// One binary that takes the telemetry of a fleet, a city or a machine park in, keeps it, and answers at once.
 #[derive(Debug, Parser)]
 #[command(name = "catchment", version, propagate_version = true, max_term_width = 100)]
@@ -81,6 +85,15 @@ Tables: raw_events, raw_metrics, aggregated_metrics, metric_rollups, snapshot, d
     /// Tokens: who may do what.
     #[command(subcommand)]
     Token(TokenCommand),
+    /// Realms: spaces of topics and devices of their own, and how much may be sent in them.
+    #[command(subcommand)]
+    Realm(RealmCommand),
+    /// Rules about topics: who may publish and subscribe where.
+    #[command(subcommand)]
+    Acl(AclCommand),
+    /// Bans: devices, client ids and addresses that are kept out.
+    #[command(subcommand)]
+    Ban(BanCommand),
     /// Measures.
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -288,9 +301,15 @@ pub(crate) enum DeviceCommand {
         /// A label; may be repeated.
         #[arg(long = "label", value_name = "KEY=VALUE", value_parser = key_value)]
         labels: Vec<(String, String)>,
-        /// Makes no token: the device comes in without one, which only works from this machine.
+        /// Makes a password instead of a token.
+        #[arg(long, conflicts_with = "no_token")]
+        password: bool,
+        /// Makes no token: the device comes in without one, which only works from this machine, or by a JSON web token.
         #[arg(long)]
         no_token: bool,
+        /// The realm that it belongs to.
+        #[arg(long, default_value = "main")]
+        realm: String,
         #[command(flatten)]
         client: ClientArgs,
     },
@@ -306,10 +325,29 @@ pub(crate) enum DeviceCommand {
         #[command(flatten)]
         client: ClientArgs,
     },
-    /// Takes a device out of the registry; what it sent stays.
+    /// Gives a device a new password, made here or read from standard input. Whoever is connected by the old one is sent away.
+    Password {
+        /// Its id.
+        id: String,
+        /// Reads the password from the first line of standard input.
+        #[arg(long, conflicts_with = "remove")]
+        stdin: bool,
+        /// Takes its password away.
+        #[arg(long)]
+        remove: bool,
+        /// The realm that it belongs to.
+        #[arg(long, default_value = "main")]
+        realm: String,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Takes a device out of the registry, with its tokens and its password; what it sent stays. It is sent away at once.
     Remove {
         /// Its id.
         id: String,
+        /// The realm that it belongs to.
+        #[arg(long, default_value = "main")]
+        realm: String,
         #[command(flatten)]
         client: ClientArgs,
     },
@@ -427,6 +465,9 @@ pub(crate) enum TokenCommand {
         /// The only device it may publish as (role device).
         #[arg(long, value_name = "ID", required_if_eq("role", "device"))]
         device: Option<String>,
+        /// The realm that it is for.
+        #[arg(long, default_value = "main")]
+        realm: String,
         #[command(flatten)]
         client: ClientArgs,
     },

@@ -1,5 +1,6 @@
 //! The commands that talk to a running platform, over its REST interface like anybody else.
 
+mod access;
 mod admin;
 mod decoders;
 mod devices;
@@ -24,6 +25,7 @@ use ureq::{Agent, Body};
 use crate::cli::ClientArgs;
 use crate::folder;
 
+pub(crate) use access::{acl, ban, realm};
 pub(crate) use admin::token;
 pub(crate) use decoders::decoder;
 pub(crate) use devices::device;

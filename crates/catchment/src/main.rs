@@ -74,6 +74,9 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Decoder(command) => client::decoder(command)?,
         Command::Route(command) => client::route(command)?,
         Command::Token(command) => client::token(command)?,
+        Command::Realm(command) => client::realm(command)?,
+        Command::Acl(command) => client::acl(command)?,
+        Command::Ban(command) => client::ban(command)?,
         Command::Bench(command) => bench::bench(command)?,
     }
     Ok(ExitCode::SUCCESS)

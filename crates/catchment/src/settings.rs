@@ -19,6 +19,7 @@ use catchment_serve::pg::PgConfig;
 use catchment_store::history::HistoryConfig;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::admission::AdmissionConfig;
 use crate::engines::EngineUrls;
 use crate::logging::LogFormat;
 
@@ -64,6 +65,8 @@ pub(crate) struct Settings {
     pub(crate) listeners: Vec<ListenerConfig>,
     /// Devices in.
     pub(crate) gateway: GatewayConfig,
+    /// Who comes in.
+    pub(crate) admission: AdmissionConfig,
     /// The embedded event log.
     pub(crate) log: LogConfig,
     /// The embedded history.
@@ -94,6 +97,7 @@ impl Default for Settings {
             network: NetworkConfig::default(),
             listeners: Vec::new(),
             gateway: GatewayConfig::default(),
+            admission: AdmissionConfig::default(),
             log: LogConfig::default(),
             history: HistoryConfig::default(),
             serve: ServeConfig::default(),
@@ -145,6 +149,7 @@ impl Settings {
         self.network.check()?;
         self.check_listeners()?;
         self.gateway.check()?;
+        self.admission.check()?;
         self.log.check()?;
         Ok(())
     }

@@ -12,7 +12,8 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 pub use acl::{Acl, AclRule, Action, BadAclRule, Effect, Subject};
-pub use limits::{ClientLimits, Meter, RateLimits};
+pub use catchment_types::RateLimits;
+pub use limits::{ClientLimits, Meter};
 
 use crate::transport::PeerCertificate;
 

@@ -3,6 +3,7 @@
 //! [`router`] makes everything that HTTP serves, from a [`ServeState`] that the composition root fills. Handlers say by an
 //! extractor who may call them ([`auth`]); every refusal has the shape of [`problem::Problem`].
 
+pub mod access;
 pub mod answer;
 pub mod auth;
 mod extract;
@@ -73,6 +74,8 @@ pub struct ServeState {
     pub live: Arc<LiveHub>,
     /// Devices, decoders, tokens.
     pub registry: Arc<Registry>,
+    /// Admission.
+    pub access: Arc<dyn access::Access>,
     /// The rules in force.
     pub decoders: Arc<Decoders>,
     /// Queries.

@@ -1,5 +1,7 @@
 //! REST, with its OpenAPI document made from the handlers.
 
+mod access;
+mod client_settings;
 mod decoders;
 mod devices;
 mod query;
@@ -32,6 +34,7 @@ use crate::ServeState;
         (name = "decoders", description = "How payloads become readings"),
         (name = "sql", description = "Questions over all tables"),
         (name = "tokens", description = "Who may do what"),
+        (name = "access", description = "Realms and limits, rules about topics, bans"),
         (name = "system", description = "How the platform is")
     )
 )]
@@ -61,6 +64,13 @@ pub(crate) fn router(others: utoipa::openapi::OpenApi) -> (Router<Arc<ServeState
         .routes(routes!(decoders::test_decoder))
         .routes(routes!(tokens::list_tokens, tokens::create_token))
         .routes(routes!(tokens::delete_token))
+        .routes(routes!(devices::put_password, devices::delete_password))
+        .routes(routes!(access::list_realms))
+        .routes(routes!(access::put_realm))
+        .routes(routes!(access::list_rules, access::create_rule))
+        .routes(routes!(access::delete_rule))
+        .routes(routes!(access::list_bans, access::create_ban))
+        .routes(routes!(access::delete_ban))
         .routes(routes!(sql::run_sql))
         .routes(routes!(sql::list_queries))
         .routes(routes!(sql::cancel_query))

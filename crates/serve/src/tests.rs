@@ -14,13 +14,14 @@ use axum::http::{HeaderMap, Request, StatusCode, header};
 use catchment_decode::{Decoders, WorkerDecoders};
 use catchment_store::history::{History, HistoryConfig};
 use catchment_store::live::{LiveConfig, LiveHub};
-use catchment_store::registry::{NewToken, Registry, Role};
+use catchment_store::registry::{AclRecord, BanRecord, Identity, NewToken, Registry, Role};
 use catchment_store::shard::Shard;
 use catchment_types::{DEFAULT_REALM, Event, EventBatch, Offset, Timestamp, partition_of};
 use serde_json::Value;
 use tempfile::TempDir;
 use tower::ServiceExt as _;
 
+use crate::access::Refusal;
 use crate::sql::{RealmTables, SqlConfig, SqlEngine};
 use crate::status::{Listener, Platform, PlatformStatus};
 use crate::{ServeConfig, ServeState, router};
@@ -28,6 +29,24 @@ use crate::{ServeConfig, ServeState, router};
 const PARTITIONS: u32 = 2;
 /// 2022-02-19T11:33:21.25Z.
 const TIME: i64 = 1_645_270_401_250_000;
+
+/// Admission by tokens alone.
+struct Tokens(Arc<Registry>);
+
+impl crate::access::Access for Tokens {
+    fn identify(&self, secret: &str, _: Option<std::net::IpAddr>) -> Result<Arc<Identity>, Refusal> {
+        self.0.verify(secret).ok_or(Refusal::Invalid)
+    }
+    fn check_rule(&self, _: &AclRecord) -> Result<(), String> {
+        Ok(())
+    }
+    fn automatic_bans(&self) -> Vec<BanRecord> {
+        Vec::new()
+    }
+    fn lift_automatic(&self, _: &str) -> bool {
+        false
+    }
+}
 
 struct Still;
 
@@ -88,7 +107,7 @@ impl Server {
             .await
             .unwrap();
         let registry = Arc::new(Registry::open(&dir.path().join("registry.sqlite")).await.unwrap());
-        let admin = NewToken { name: "owner", role: Role::Admin, device_id: None };
+        let admin = NewToken { realm: DEFAULT_REALM, name: "owner", role: Role::Admin, device_id: None };
         let (_, admin) = registry.create_token(admin).await.unwrap();
         let shards: Arc<[Arc<Shard>]> = shards.into();
         let tables = RealmTables::new(Arc::clone(&history), Arc::clone(&shards), Arc::clone(&registry));
@@ -96,6 +115,7 @@ impl Server {
             config: ServeConfig { sql: sql.clone(), ..ServeConfig::default() },
             shards,
             live: LiveHub::new(LiveConfig::default()),
+            access: Arc::new(Tokens(Arc::clone(&registry))),
             registry,
             decoders: Arc::new(Decoders::default()),
             sql: Arc::new(SqlEngine::new(Arc::new(tables), sql).unwrap()),

@@ -1,15 +1,17 @@
-//! The registry: devices, decoders, routes and tokens, in SQLite.
+//! The registry: realms, devices, decoders, routes, tokens, passwords, rules about topics and bans, in SQLite.
 //!
 //! - One file, WAL, full synchronisation: a change that was answered survives a power cut. Schema changes are
 //!   migrations, embedded in the binary and applied on opening.
 //! - Of a token only its SHA-256 is stored. Tokens are cached in memory whole, so checking one touches no disk.
 //! - Every change raises [`Registry::subscribe`]'s generation, after it is committed and visible.
-//! - Everything is of the realm `main`; the tables carry the realm already.
+//! - Devices, tokens, passwords, rules and bans belong to a realm; decoders are those of the realm `main`.
 //!
 //! The SQL is kept to what SQLite and PostgreSQL have in common.
 
+mod access;
 mod decoders;
 mod devices;
+mod passwords;
 mod routes;
 mod tokens;
 
@@ -24,7 +26,7 @@ use std::time::Duration;
 
 use catchment_decode::RuleError;
 use catchment_types::BadName;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use sqlx::SqlSafeStr;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::sqlite::{
@@ -33,8 +35,10 @@ use sqlx::sqlite::{
 use thiserror::Error;
 use tokio::sync::watch;
 
+pub use access::{Access, AclRecord, BanRecord, Banned, RealmRecord, device_name};
 pub use decoders::{DEFAULT_DECODER, DecoderRecord};
 pub use devices::{DeviceRecord, Labels};
+pub use passwords::{BadPasswordConfig, PasswordConfig, PasswordError};
 pub use tokens::{Identity, NewToken, Role, TOKEN_PREFIX, TokenRecord};
 
 /// How long a writer waits for another before it gives up.
@@ -110,6 +114,11 @@ pub struct Registry {
     tokens: RwLock<HashMap<[u8; 32], Arc<Identity>>>,
     generation: watch::Sender<u64>,
     applying: tokio::sync::Mutex<()>,
+    access: RwLock<Arc<Access>>,
+    access_changes: watch::Sender<u64>,
+    loading_access: tokio::sync::Mutex<()>,
+    withdrawn: Mutex<access::Withdrawn>,
+    passwords: passwords::Passwords,
 }
 
 impl Registry {
@@ -118,6 +127,14 @@ impl Registry {
     /// # Errors
     /// The file cannot be used, was written by a newer version, or holds what cannot be read.
     pub async fn open(path: &Path) -> Result<Self, RegistryError> {
+        Self::open_with(path, PasswordConfig::default()).await
+    }
+
+    /// [`Self::open`], with other settings for passwords than the defaults.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn open_with(path: &Path, passwords: PasswordConfig) -> Result<Self, RegistryError> {
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
@@ -139,7 +156,13 @@ impl Registry {
             tokens: RwLock::default(),
             generation: watch::Sender::new(0),
             applying: tokio::sync::Mutex::default(),
+            access: RwLock::default(),
+            access_changes: watch::Sender::new(0),
+            loading_access: tokio::sync::Mutex::default(),
+            withdrawn: Mutex::default(),
+            passwords: passwords::Passwords::new(passwords)?,
         };
+        registry.load_access().await?;
         registry.load_tokens().await?;
         Ok(registry)
     }
@@ -166,6 +189,7 @@ fn migrator() -> Migrator {
     };
     Migrator::with_migrations(vec![
         migration(1, "registry", include_str!("../migrations/0001_registry.sql")),
-        migration(10, "routes", include_str!("../migrations/0010_routes.sql")),
+        migration(2, "admission", include_str!("../migrations/0002_admission.sql")),
+        migration(3, "routes", include_str!("../migrations/0003_routes.sql")),
     ])
 }

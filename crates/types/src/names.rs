@@ -46,6 +46,16 @@ pub enum BadName {
         /// Byte offset.
         at: usize,
     },
+    /// A character that a realm's name does not have.
+    #[error(
+        "the realm has the character {character:?} at byte {at}; it is made of lower-case letters, digits, '-' and '_'"
+    )]
+    RealmCharacter {
+        /// The offender.
+        character: char,
+        /// Byte offset.
+        at: usize,
+    },
 }
 
 /// Checks a device id: 1 to [`DEVICE_ID_BYTES_MAX`] bytes, no `/`, `+`, `#` and no control characters, so that it can
@@ -63,6 +73,20 @@ pub fn check_device_id(id: &str) -> Result<(), BadName> {
 /// Says which rule is broken, and where.
 pub fn check_event_type(event_type: &str) -> Result<(), BadName> {
     check("type", event_type, TYPE_BYTES_MAX)
+}
+
+/// Checks a realm's name: 1 to 64 lower-case letters, digits, `-` and `_`, so that it can stand in a path, a user name and
+/// the name of a schema.
+///
+/// # Errors
+/// Says which rule is broken, and where.
+pub fn check_realm(realm: &str) -> Result<(), BadName> {
+    check("realm", realm, 64)?;
+    let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_');
+    match realm.char_indices().find(|&(_, c)| !is_plain(c)) {
+        Some((at, character)) => Err(BadName::RealmCharacter { character, at }),
+        None => Ok(()),
+    }
 }
 
 fn check(what: &'static str, name: &str, bytes_max: usize) -> Result<(), BadName> {
@@ -112,6 +136,9 @@ mod tests {
             check_event_type("a\u{0}"),
             Err(BadName::Character { what: "type", character: '\0', at: 1 })
         );
+        assert_eq!(check_realm("plant-7_b"), Ok(()));
+        assert_eq!(check_realm("Plant"), Err(BadName::RealmCharacter { character: 'P', at: 0 }));
+        assert!(check_realm("a/b").is_err() && check_realm("").is_err());
         assert!(matches!(check_device_id(&"x".repeat(257)), Err(BadName::TooLong { bytes: 257, .. })));
     }
 

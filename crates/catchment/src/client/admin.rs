@@ -31,8 +31,8 @@ struct NewToken {
 pub(crate) fn token(command: TokenCommand) -> anyhow::Result<()> {
     match command {
         TokenCommand::Show { data } => print(&format!("{}\n", folder::read_admin_token(&data)?)),
-        TokenCommand::Create { name, role, device, client } => {
-            let body = json!({ "name": name, "role": role.as_str(), "device_id": device });
+        TokenCommand::Create { name, role, device, realm, client } => {
+            let body = json!({ "name": name, "role": role.as_str(), "device_id": device, "realm": realm });
             let made: NewToken = Client::new(&client)?.call("POST", PATH, Some(&body))?;
             print(&format!("token {} of {name}, shown this once:\n{}\n", made.id, made.token))
         }

@@ -31,6 +31,13 @@ struct Device {
 #[derive(Debug, Deserialize)]
 struct Added {
     token: Option<String>,
+    password: Option<String>,
+    client: Value,
+}
+
+#[derive(Debug, Deserialize)]
+struct PasswordSet {
+    password: String,
     client: Value,
 }
 
@@ -51,32 +58,65 @@ struct Latest {
 /// The platform cannot be reached or refuses.
 pub(crate) fn device(command: DeviceCommand) -> anyhow::Result<()> {
     match command {
-        DeviceCommand::Add { id, labels, no_token, client } => {
+        DeviceCommand::Add { id, labels, password, no_token, realm, client } => {
             let labels: Map<String, Value> =
                 labels.into_iter().map(|(key, value)| (key, value.into())).collect();
             let labels = if labels.is_empty() { Value::Null } else { Value::Object(labels) };
-            let body = json!({ "device_id": id, "labels": labels, "token": !no_token });
+            let body = json!({
+                "device_id": id, "labels": labels, "realm": realm, "token": !no_token && !password, "password": password,
+            });
             let added: Added = Client::new(&client)?.call("POST", PATH, Some(&body))?;
             print(&format!("registered {id}\n"))?;
-            for way in ["mqtt", "http"] {
-                if let Some(command) =
-                    added.client.pointer(&format!("/{way}/command")).and_then(Value::as_str)
-                {
-                    print(&format!("  {command}\n"))?;
-                }
+            print_settings(&added.client)?;
+            match (added.token, added.password) {
+                (Some(token), _) => print(&format!("its token, shown this once:\n{token}\n")),
+                (None, Some(password)) => print(&format!("its password, shown this once:\n{password}\n")),
+                (None, None) => Ok(()),
             }
-            match added.token {
-                Some(token) => print(&format!("its token, shown this once:\n{token}\n")),
-                None => Ok(()),
+        }
+        DeviceCommand::Password { id, remove: true, realm, client, .. } => {
+            let path = format!("{PATH}/{}/password?realm={}", segment(&id), segment(&realm));
+            Client::new(&client)?.call::<Value>("DELETE", &path, None)?;
+            print(&format!("{id} has no password any more\n"))
+        }
+        DeviceCommand::Password { id, stdin, realm, client, .. } => {
+            let given = stdin.then(|| std::io::stdin().lines().next().transpose()).transpose()?.flatten();
+            let path = format!("{PATH}/{}/password?realm={}", segment(&id), segment(&realm));
+            let body = json!({ "password": given });
+            let set: PasswordSet = Client::new(&client)?.call("PUT", &path, Some(&body))?;
+            print(&format!("{id} has a new password\n"))?;
+            print_settings(&set.client)?;
+            match given {
+                Some(_) => Ok(()),
+                None => print(&format!("shown this once:\n{}\n", set.password)),
             }
         }
         DeviceCommand::List { client } => list(&Client::new(&client)?),
         DeviceCommand::Show { id, client } => show(&Client::new(&client)?, &id),
-        DeviceCommand::Remove { id, client } => {
-            Client::new(&client)?.call::<Value>("DELETE", &format!("{PATH}/{}", segment(&id)), None)?;
+        DeviceCommand::Remove { id, realm, client } => {
+            let path = format!("{PATH}/{}?realm={}", segment(&id), segment(&realm));
+            Client::new(&client)?.call::<Value>("DELETE", &path, None)?;
             print(&format!("removed {id}; what it sent stays\n"))
         }
     }
+}
+
+/// How a device sends, ready to paste.
+fn print_settings(settings: &Value) -> anyhow::Result<()> {
+    let text = |path: &str| settings.pointer(path).and_then(Value::as_str);
+    if let (Some(host), Some(username)) = (text("/mqtt/host"), text("/mqtt/username")) {
+        let port = settings.pointer("/mqtt/port").and_then(Value::as_u64).unwrap_or(1883);
+        print(&format!(
+            "  host {host}  port {port}  user {username}  topic {}\n",
+            text("/mqtt/topic").unwrap_or_default()
+        ))?;
+    }
+    for path in ["/mqtt/command", "/mqtt/python", "/http/command"] {
+        for line in text(path).into_iter().flat_map(str::lines) {
+            print(&format!("  {line}\n"))?;
+        }
+    }
+    Ok(())
 }
 
 fn list(client: &Client) -> anyhow::Result<()> {

@@ -9,31 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
+use catchment_types::RateLimits;
 
 const SECOND_NS: u64 = 1_000_000_000;
-
-/// Rates that an operator sets; 0: without a limit.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct RateLimits {
-    /// Messages a second.
-    pub messages_per_s: u32,
-    /// Bytes of payload a second.
-    pub bytes_per_s: u64,
-    /// Connections a second.
-    pub connects_per_s: u32,
-    /// How many seconds' worth may come at once; 0 is 1.
-    pub burst_s: u32,
-}
-
-impl RateLimits {
-    /// Whether nothing is limited.
-    #[must_use]
-    pub const fn is_unlimited(&self) -> bool {
-        self.messages_per_s == 0 && self.bytes_per_s == 0 && self.connects_per_s == 0
-    }
-}
 
 /// One limited rate.
 #[derive(Debug)]

@@ -8,16 +8,17 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use catchment_store::registry::{DeviceRecord, Labels, NewToken, Role};
 use catchment_store::shard::DeviceSeen;
-use catchment_types::check_device_id;
+use catchment_types::{DEFAULT_REALM, check_device_id};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use super::access::main_realm;
+use super::client_settings::{ClientSettings, Secret};
 use crate::ServeState;
 use crate::auth::{Admin, Reader};
 use crate::extract;
 use crate::params::{decode_cursor, encode_cursor, page_size};
 use crate::problem::Problem;
-use crate::status::Listener;
 
 const PAGE_DEFAULT: u32 = 100;
 const PAGE_MAX: u32 = 1_000;
@@ -88,13 +89,14 @@ pub(super) struct NewDevice {
     device_id: String,
     #[schema(value_type = Option<Object>, example = json!({"site": "north"}))]
     labels: Option<Labels>,
-    /// Whether to make a token for it, too.
-    #[serde(default = "yes")]
-    token: bool,
-}
-
-fn yes() -> bool {
-    true
+    /// The realm that it belongs to: `main` if not given.
+    #[serde(default = "main_realm")]
+    realm: String,
+    /// Whether to make a token for it, too: yes if not given, unless it gets a password.
+    token: Option<bool>,
+    /// Whether to make a password for it, too.
+    #[serde(default)]
+    password: bool,
 }
 
 /// Labels of a device.
@@ -112,97 +114,11 @@ pub(super) struct NewDeviceAnswer {
     /// Its token, shown only here.
     #[serde(skip_serializing_if = "Option::is_none")]
     token: Option<String>,
-    /// How it sends.
-    client: ClientSettings,
-}
-
-/// Ready to paste into a client.
-#[derive(Debug, Serialize, ToSchema)]
-pub(super) struct ClientSettings {
-    mqtt: Option<MqttSettings>,
-    http: Option<HttpSettings>,
-}
-
-#[derive(Debug, Serialize, ToSchema)]
-pub(super) struct MqttSettings {
-    url: String,
-    client_id: String,
-    username: String,
+    /// Its password, shown only here.
     #[serde(skip_serializing_if = "Option::is_none")]
     password: Option<String>,
-    topic: String,
-    /// To try it from a shell.
-    command: String,
-}
-
-#[derive(Debug, Serialize, ToSchema)]
-pub(super) struct HttpSettings {
-    url: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    authorization: Option<String>,
-    /// To try it from a shell.
-    command: String,
-}
-
-const SAMPLE: &str = r#"'{"temperature":21.5}'"#;
-
-impl ClientSettings {
-    fn new(device_id: &str, token: Option<&str>, listeners: &[Listener]) -> Self {
-        let url = |name: &str| {
-            let listener = listeners.iter().find(|listener| listener.name == name);
-            listener.map(|listener| listener.url.trim_end_matches('/').to_owned())
-        };
-        let mqtt = url("mqtt").map(|url| {
-            let topic = format!("devices/{device_id}/state");
-            let authority = url.rsplit("://").next().unwrap_or_default();
-            let (host, port) = authority.rsplit_once(':').unwrap_or((authority, "1883"));
-            let password =
-                token.map(|token| format!(" -u {} -P {token}", quote(device_id))).unwrap_or_default();
-            let host = host.trim_matches(['[', ']']);
-            MqttSettings {
-                command: format!(
-                    "mosquitto_pub -h {host} -p {port}{password} -q 1 -t {} -m {SAMPLE}",
-                    quote(&topic)
-                ),
-                url,
-                client_id: device_id.to_owned(),
-                username: device_id.to_owned(),
-                password: token.map(str::to_owned),
-                topic,
-            }
-        });
-        let http = url("http").map(|url| {
-            let url = format!("{url}/api/v1/devices/{}/events/state", percent_encode(device_id));
-            let header =
-                token.map(|token| format!(" -H 'Authorization: Bearer {token}'")).unwrap_or_default();
-            HttpSettings {
-                command: format!(
-                    "curl -X POST{header} -H 'Content-Type: application/json' -d {SAMPLE} {}",
-                    quote(&url)
-                ),
-                url,
-                authorization: token.map(|token| format!("Bearer {token}")),
-            }
-        });
-        Self { mqtt, http }
-    }
-}
-
-/// A word for a POSIX shell.
-fn quote(word: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:%".contains(c);
-    match word.chars().all(is_plain) {
-        true => word.to_owned(),
-        false => format!("'{}'", word.replace('\'', r"'\''")),
-    }
-}
-
-fn percent_encode(segment: &str) -> String {
-    let encode = |byte: u8| match byte {
-        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => char::from(byte).to_string(),
-        _ => format!("%{byte:02X}"),
-    };
-    segment.bytes().map(encode).collect()
+    /// How it sends.
+    client: ClientSettings,
 }
 
 /// Devices by id: registered ones, and those that sent something.
@@ -243,20 +159,92 @@ pub(super) async fn create_device(
     _: Admin,
     extract::Json(new): extract::Json<NewDevice>,
 ) -> Result<(StatusCode, Json<NewDeviceAnswer>), Problem> {
-    let record = state.registry.create_device(&new.device_id, new.labels.as_ref()).await?;
-    let token = match new.token {
+    let NewDevice { device_id, labels, realm, token, password } = new;
+    let record = state.registry.create_device_in(&realm, &device_id, labels.as_ref()).await?;
+    let token = match token.unwrap_or(!password) {
         false => None,
         true => {
             // A token's name is shorter than a device id may be.
-            let name: String = new.device_id.chars().take(32).collect();
-            let token = NewToken { name: &name, role: Role::Device, device_id: Some(&new.device_id) };
-            Some(state.registry.create_token(token).await?.1)
+            let name: String = device_id.chars().take(32).collect();
+            let new =
+                NewToken { realm: &realm, name: &name, role: Role::Device, device_id: Some(&device_id) };
+            Some(state.registry.create_token(new).await?.1)
         }
     };
-    let client = ClientSettings::new(&new.device_id, token.as_deref(), &state.platform.status().listeners);
-    let seen = state.shard(&new.device_id).and_then(|shard| shard.device(&new.device_id));
-    let device = Device::new(&new.device_id, Some(record), seen);
-    Ok((StatusCode::CREATED, Json(NewDeviceAnswer { device, token, client })))
+    let password = match password {
+        true => Some(state.registry.set_password(&realm, &device_id, None).await?),
+        false => None,
+    };
+    let secret = token.as_deref().map(Secret::Token).or(password.as_deref().map(Secret::Password));
+    let client = ClientSettings::new(&realm, &device_id, secret, &state.platform.status().listeners);
+    let seen = seen(&state, &realm, &device_id);
+    let device = Device::new(&device_id, Some(record), seen);
+    Ok((StatusCode::CREATED, Json(NewDeviceAnswer { device, token, password, client })))
+}
+
+/// What is known of a device's events, which only the main realm's are kept of.
+fn seen(state: &ServeState, realm: &str, device_id: &str) -> Option<DeviceSeen> {
+    let shard = state.shard(device_id).filter(|_| realm == DEFAULT_REALM);
+    shard.and_then(|shard| shard.device(device_id))
+}
+
+/// A password to set.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PasswordRequest {
+    /// 8 to 256 bytes; one is made if it is not given.
+    password: Option<String>,
+}
+
+/// The password that holds now, which is shown only here.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct PasswordAnswer {
+    password: String,
+    /// How the device sends.
+    client: ClientSettings,
+}
+
+/// Which realm a device is of.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct InRealm {
+    /// `main` if not given.
+    #[serde(default = "main_realm")]
+    realm: String,
+}
+
+/// Set a device's password. Whoever is connected by the old one is sent away.
+#[utoipa::path(put, path = "/api/v1/devices/{device_id}/password", tag = "devices", params(("device_id" = String, Path), InRealm),
+    request_body = PasswordRequest,
+    responses((status = 200, body = PasswordAnswer), (status = 400, body = Problem), (status = 404, description = "It is not registered", body = Problem)))]
+pub(super) async fn put_password(
+    State(state): State<Arc<ServeState>>,
+    _: Admin,
+    extract::Path(device_id): extract::Path<String>,
+    extract::Query(InRealm { realm }): extract::Query<InRealm>,
+    extract::Json(request): extract::Json<PasswordRequest>,
+) -> Result<Json<PasswordAnswer>, Problem> {
+    let password = state.registry.set_password(&realm, &device_id, request.password.as_deref()).await?;
+    tracing::info!(realm, device_id, "a password was set");
+    let secret = Some(Secret::Password(&password));
+    let client = ClientSettings::new(&realm, &device_id, secret, &state.platform.status().listeners);
+    Ok(Json(PasswordAnswer { password, client }))
+}
+
+/// Take a device's password away. Whoever is connected by it is sent away.
+#[utoipa::path(delete, path = "/api/v1/devices/{device_id}/password", tag = "devices", params(("device_id" = String, Path), InRealm),
+    responses((status = 204), (status = 404, description = "It has none", body = Problem)))]
+pub(super) async fn delete_password(
+    State(state): State<Arc<ServeState>>,
+    _: Admin,
+    extract::Path(device_id): extract::Path<String>,
+    extract::Query(InRealm { realm }): extract::Query<InRealm>,
+) -> Result<StatusCode, Problem> {
+    match state.registry.delete_password(&realm, &device_id).await? {
+        true => Ok(StatusCode::NO_CONTENT),
+        false => Err(Problem::not_found("password of the device", &device_id)),
+    }
 }
 
 /// One device.
@@ -291,36 +279,17 @@ pub(super) async fn put_device(
     Ok((status, Json(Device::new(&device_id, Some(record), seen))))
 }
 
-/// Remove a device's registration and its tokens. What it sent stays.
-#[utoipa::path(delete, path = "/api/v1/devices/{device_id}", tag = "devices", params(("device_id" = String, Path)),
+/// Remove a device's registration, its tokens and its password. What it sent stays.
+#[utoipa::path(delete, path = "/api/v1/devices/{device_id}", tag = "devices", params(("device_id" = String, Path), InRealm),
     responses((status = 204), (status = 404, description = "It is not registered", body = Problem)))]
 pub(super) async fn delete_device(
     State(state): State<Arc<ServeState>>,
     _: Admin,
     extract::Path(device_id): extract::Path<String>,
+    extract::Query(InRealm { realm }): extract::Query<InRealm>,
 ) -> Result<StatusCode, Problem> {
-    match state.registry.delete_device(&device_id).await? {
+    match state.registry.delete_device_in(&realm, &device_id).await? {
         true => Ok(StatusCode::NO_CONTENT),
         false => Err(Problem::not_found("registered device", &device_id)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn settings_survive_a_shell() {
-        let listeners = [("mqtt", "mqtt://[::1]:1884"), ("http", "http://127.0.0.1:8080/")]
-            .map(|(name, url)| Listener { name: name.to_owned(), url: url.to_owned() });
-        let settings = ClientSettings::new("it's 1", Some("ctm_x"), &listeners);
-        assert_eq!(
-            settings.mqtt.unwrap().command,
-            r#"mosquitto_pub -h ::1 -p 1884 -u 'it'\''s 1' -P ctm_x -q 1 -t 'devices/it'\''s 1/state' -m '{"temperature":21.5}'"#
-        );
-        let http = settings.http.unwrap();
-        assert_eq!(http.url, "http://127.0.0.1:8080/api/v1/devices/it%27s%201/events/state");
-        assert!(http.command.contains("-H 'Authorization: Bearer ctm_x'"));
-        assert!(ClientSettings::new("x", None, &[]).mqtt.is_none());
     }
 }

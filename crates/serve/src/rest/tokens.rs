@@ -9,6 +9,7 @@ use catchment_store::registry::{NewToken, Role, TokenRecord};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::access::main_realm;
 use crate::ServeState;
 use crate::auth::Admin;
 use crate::extract;
@@ -51,6 +52,7 @@ impl From<Role> for TokenRole {
 pub(super) struct Token {
     /// For removing it.
     id: String,
+    realm: String,
     /// What it is for.
     name: String,
     role: TokenRole,
@@ -65,6 +67,7 @@ impl From<TokenRecord> for Token {
     fn from(record: TokenRecord) -> Self {
         Self {
             id: record.id,
+            realm: record.realm,
             name: record.name,
             role: record.role.into(),
             device_id: record.device_id,
@@ -77,6 +80,9 @@ impl From<TokenRecord> for Token {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct TokenRequest {
+    /// The realm that it is for: `main` if not given.
+    #[serde(default = "main_realm")]
+    realm: String,
     /// What it is for.
     #[schema(example = "grafana")]
     name: String,
@@ -111,8 +117,12 @@ pub(super) async fn create_token(
     _: Admin,
     extract::Json(request): extract::Json<TokenRequest>,
 ) -> Result<(StatusCode, Json<NewTokenAnswer>), Problem> {
-    let new =
-        NewToken { name: &request.name, role: request.role.into(), device_id: request.device_id.as_deref() };
+    let new = NewToken {
+        realm: &request.realm,
+        name: &request.name,
+        role: request.role.into(),
+        device_id: request.device_id.as_deref(),
+    };
     let (record, token) = state.registry.create_token(new).await?;
     Ok((StatusCode::CREATED, Json(NewTokenAnswer { record: record.into(), token })))
 }

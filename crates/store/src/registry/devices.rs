@@ -3,7 +3,8 @@
 use catchment_types::{DEFAULT_REALM, Timestamp, check_device_id};
 use serde_json::{Map, Value};
 
-use super::{Registry, RegistryError};
+use super::access::device_name;
+use super::{Identity, Registry, RegistryError};
 
 /// Labels of a device: a flat JSON object that means what its users want.
 pub type Labels = Map<String, Value>;
@@ -44,16 +45,45 @@ fn labels_json(labels: Option<&Labels>) -> Result<Option<String>, RegistryError>
 }
 
 impl Registry {
-    /// Registers a device.
+    /// [`Self::create_device_in`] the main realm.
     ///
     /// # Errors
-    /// The id or the labels cannot be used, or the device is registered already.
+    /// As there.
     pub async fn create_device(
         &self,
         device_id: &str,
         labels: Option<&Labels>,
     ) -> Result<DeviceRecord, RegistryError> {
-        match self.insert_device(device_id, labels, false).await? {
+        self.create_device_in(DEFAULT_REALM, device_id, labels).await
+    }
+
+    /// [`Self::device_in`] the main realm.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn device(&self, device_id: &str) -> Result<Option<DeviceRecord>, RegistryError> {
+        self.device_in(DEFAULT_REALM, device_id).await
+    }
+
+    /// [`Self::delete_device_in`] the main realm.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn delete_device(&self, device_id: &str) -> Result<bool, RegistryError> {
+        self.delete_device_in(DEFAULT_REALM, device_id).await
+    }
+
+    /// Registers a device.
+    ///
+    /// # Errors
+    /// The id or the labels cannot be used, or the device is registered already.
+    pub async fn create_device_in(
+        &self,
+        realm: &str,
+        device_id: &str,
+        labels: Option<&Labels>,
+    ) -> Result<DeviceRecord, RegistryError> {
+        match self.insert_device(realm, device_id, labels, false).await? {
             (record, true) => Ok(record),
             (_, false) => Err(RegistryError::Exists { what: "device", id: device_id.to_owned() }),
         }
@@ -68,23 +98,25 @@ impl Registry {
         device_id: &str,
         labels: Option<&Labels>,
     ) -> Result<(DeviceRecord, bool), RegistryError> {
-        self.insert_device(device_id, labels, true).await
+        self.insert_device(DEFAULT_REALM, device_id, labels, true).await
     }
 
     async fn insert_device(
         &self,
+        realm: &str,
         device_id: &str,
         labels: Option<&Labels>,
         replace: bool,
     ) -> Result<(DeviceRecord, bool), RegistryError> {
         check_device_id(device_id)?;
+        self.check_known_realm(realm)?;
         let labels = labels_json(labels)?;
         let mut transaction = self.pool.begin().await?;
         let inserted = sqlx::query(
             "INSERT INTO devices (realm, device_id, labels, created_at) VALUES ($1, $2, $3, $4)
              ON CONFLICT (realm, device_id) DO NOTHING",
         )
-        .bind(DEFAULT_REALM)
+        .bind(realm)
         .bind(device_id)
         .bind(&labels)
         .bind(Timestamp::now().as_micros())
@@ -94,7 +126,7 @@ impl Registry {
         if !is_new && replace {
             sqlx::query("UPDATE devices SET labels = $1 WHERE realm = $2 AND device_id = $3")
                 .bind(&labels)
-                .bind(DEFAULT_REALM)
+                .bind(realm)
                 .bind(device_id)
                 .execute(&mut *transaction)
                 .await?;
@@ -102,7 +134,7 @@ impl Registry {
         let row: Row = sqlx::query_as(
             "SELECT device_id, labels, created_at FROM devices WHERE realm = $1 AND device_id = $2",
         )
-        .bind(DEFAULT_REALM)
+        .bind(realm)
         .bind(device_id)
         .fetch_one(&mut *transaction)
         .await?;
@@ -117,11 +149,15 @@ impl Registry {
     ///
     /// # Errors
     /// The registry failed.
-    pub async fn device(&self, device_id: &str) -> Result<Option<DeviceRecord>, RegistryError> {
+    pub async fn device_in(
+        &self,
+        realm: &str,
+        device_id: &str,
+    ) -> Result<Option<DeviceRecord>, RegistryError> {
         let row = sqlx::query_as(
             "SELECT device_id, labels, created_at FROM devices WHERE realm = $1 AND device_id = $2",
         )
-        .bind(DEFAULT_REALM)
+        .bind(realm)
         .bind(device_id)
         .fetch_optional(&self.pool)
         .await?;
@@ -145,19 +181,24 @@ impl Registry {
         rows.into_iter().map(record).collect()
     }
 
-    /// Removes a device's registration and its tokens; whether there was one. What it sent stays.
+    /// Removes a device's registration, its tokens and its password; whether there was one. What it sent stays.
     ///
     /// # Errors
     /// The registry failed.
-    pub async fn delete_device(&self, device_id: &str) -> Result<bool, RegistryError> {
+    pub async fn delete_device_in(&self, realm: &str, device_id: &str) -> Result<bool, RegistryError> {
         let deleted = sqlx::query("DELETE FROM devices WHERE realm = $1 AND device_id = $2")
-            .bind(DEFAULT_REALM)
+            .bind(realm)
             .bind(device_id)
             .execute(&self.pool)
             .await?
             .rows_affected();
         if deleted > 0 {
-            self.tokens.write().retain(|_, identity| identity.device_id.as_deref() != Some(device_id));
+            let is_its = |identity: &Identity| {
+                identity.realm == realm && identity.device_id.as_deref() == Some(device_id)
+            };
+            self.tokens.write().retain(|_, identity| !is_its(identity));
+            self.passwords.forget(realm, device_id);
+            self.withdraw(device_name(realm, device_id));
             self.changed();
         }
         Ok(deleted > 0)

@@ -1,4 +1,5 @@
 use catchment_decode::{DecoderRule, Format};
+use catchment_types::DEFAULT_REALM;
 use serde_json::json;
 
 use super::*;
@@ -10,7 +11,7 @@ async fn open() -> (tempfile::TempDir, Registry) {
 }
 
 fn admin(name: &str) -> NewToken<'_> {
-    NewToken { name, role: Role::Admin, device_id: None }
+    NewToken { realm: DEFAULT_REALM, name, role: Role::Admin, device_id: None }
 }
 
 #[tokio::test]
@@ -83,7 +84,8 @@ async fn tokens_are_verified_from_memory_and_survive_a_restart() {
     let (record, secret) = registry.create_token(admin("first")).await.unwrap();
     assert!(secret.starts_with(TOKEN_PREFIX) && secret.len() == TOKEN_PREFIX.len() + 43);
     registry.create_device("truck-7", None).await.unwrap();
-    let device = NewToken { name: "truck-7", role: Role::Device, device_id: Some("truck-7") };
+    let device =
+        NewToken { realm: DEFAULT_REALM, name: "truck-7", role: Role::Device, device_id: Some("truck-7") };
     let (_, device_secret) = registry.create_token(device).await.unwrap();
 
     registry.close().await;
@@ -125,7 +127,7 @@ async fn the_last_administrator_stays() {
 #[tokio::test]
 async fn bad_tokens_are_refused() {
     let (_dir, registry) = open().await;
-    let new = |name, role, device_id| NewToken { name, role, device_id };
+    let new = |name, role, device_id| NewToken { realm: DEFAULT_REALM, name, role, device_id };
     for bad in [
         new("", Role::Reader, None),
         new("a\nb", Role::Reader, None),

@@ -67,6 +67,8 @@ impl FromStr for Role {
 pub struct Identity {
     /// The token's id.
     pub token_id: String,
+    /// The realm that it is of.
+    pub realm: String,
     /// The token's name.
     pub name: String,
     /// What it allows.
@@ -80,6 +82,8 @@ pub struct Identity {
 pub struct TokenRecord {
     /// Its id, for removing it.
     pub id: String,
+    /// The realm that it is of.
+    pub realm: String,
     /// What it is for.
     pub name: String,
     /// What it allows.
@@ -93,6 +97,8 @@ pub struct TokenRecord {
 /// A token to make.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewToken<'a> {
+    /// The realm that it is for.
+    pub realm: &'a str,
     /// What it is for.
     pub name: &'a str,
     /// What it allows.
@@ -101,7 +107,7 @@ pub struct NewToken<'a> {
     pub device_id: Option<&'a str>,
 }
 
-type Row = (String, String, String, Option<String>, i64, String);
+type Row = (String, String, String, String, Option<String>, i64, String);
 
 impl Registry {
     /// Makes a token; the second value is the secret, shown this once.
@@ -132,7 +138,8 @@ impl Registry {
     }
 
     async fn insert_token(&self, new: NewToken<'_>, secret: &str) -> Result<TokenRecord, RegistryError> {
-        let NewToken { name, role, device_id } = new;
+        let NewToken { realm, name, role, device_id } = new;
+        self.check_known_realm(realm)?;
         if name.is_empty() || name.len() > NAME_BYTES_MAX || name.chars().any(char::is_control) {
             return Err(RegistryError::Invalid(format!(
                 "a token's name has 1 to {NAME_BYTES_MAX} bytes and no control characters"
@@ -147,7 +154,7 @@ impl Registry {
             }
             (Role::Device, Some(device_id)) => {
                 check_device_id(device_id)?;
-                if self.device(device_id).await?.is_none() {
+                if self.device_in(realm, device_id).await?.is_none() {
                     return Err(RegistryError::NotFound { what: "device", id: device_id.to_owned() });
                 }
             }
@@ -155,6 +162,7 @@ impl Registry {
         }
         let record = TokenRecord {
             id: hex::encode(random::<8>()?),
+            realm: realm.to_owned(),
             name: name.to_owned(),
             role,
             device_id: device_id.map(str::to_owned),
@@ -165,7 +173,7 @@ impl Registry {
             "INSERT INTO tokens (id, realm, name, role, device_id, sha256, created_at) VALUES ($1, $2, $3, $4, $5, $6, $7)",
         )
         .bind(&record.id)
-        .bind(DEFAULT_REALM)
+        .bind(realm)
         .bind(name)
         .bind(role.as_str())
         .bind(device_id)
@@ -199,7 +207,7 @@ impl Registry {
     pub async fn delete_token(&self, id: &str) -> Result<bool, RegistryError> {
         // One statement, so that two that remove each other's token at once cannot both succeed.
         let deleted = sqlx::query(
-            "DELETE FROM tokens WHERE realm = $1 AND id = $2 AND (role <> 'admin'
+            "DELETE FROM tokens WHERE id = $2 AND (role <> 'admin' OR realm <> $1
              OR EXISTS (SELECT 1 FROM tokens other WHERE other.realm = $1 AND other.role = 'admin' AND other.id <> $2))",
         )
         .bind(DEFAULT_REALM)
@@ -208,15 +216,14 @@ impl Registry {
         .await?
         .rows_affected();
         if deleted == 0 {
-            let remains: Option<(String,)> =
-                sqlx::query_as("SELECT id FROM tokens WHERE realm = $1 AND id = $2")
-                    .bind(DEFAULT_REALM)
-                    .bind(id)
-                    .fetch_optional(&self.pool)
-                    .await?;
+            let remains: Option<(String,)> = sqlx::query_as("SELECT id FROM tokens WHERE id = $1")
+                .bind(id)
+                .fetch_optional(&self.pool)
+                .await?;
             return if remains.is_some() { Err(RegistryError::LastAdmin) } else { Ok(false) };
         }
         self.tokens.write().retain(|_, identity| identity.token_id != id);
+        self.withdraw(format!("token:{id}"));
         self.changed();
         Ok(true)
     }
@@ -230,9 +237,8 @@ impl Registry {
 
     async fn token_rows(&self) -> Result<Vec<(TokenRecord, [u8; 32])>, RegistryError> {
         let rows: Vec<Row> = sqlx::query_as(
-            "SELECT id, name, role, device_id, created_at, sha256 FROM tokens WHERE realm = $1 ORDER BY created_at, id",
+            "SELECT id, realm, name, role, device_id, created_at, sha256 FROM tokens ORDER BY created_at, id",
         )
-        .bind(DEFAULT_REALM)
         .fetch_all(&self.pool)
         .await?;
         rows.into_iter().map(read_row).collect()
@@ -240,18 +246,19 @@ impl Registry {
 }
 
 fn read_row(
-    (id, name, role, device_id, created_at, sha256): Row,
+    (id, realm, name, role, device_id, created_at, sha256): Row,
 ) -> Result<(TokenRecord, [u8; 32]), RegistryError> {
     let unreadable = |reason: String| RegistryError::Unreadable { what: "token", id: id.clone(), reason };
     let mut hash = [0; 32];
     hex::decode_to_slice(&sha256, &mut hash).map_err(|error| unreadable(error.to_string()))?;
     let role = role.parse().map_err(|error: RegistryError| unreadable(error.to_string()))?;
-    Ok((TokenRecord { id, name, role, device_id, created_at: Timestamp(created_at) }, hash))
+    Ok((TokenRecord { id, realm, name, role, device_id, created_at: Timestamp(created_at) }, hash))
 }
 
 fn identity(record: &TokenRecord) -> Identity {
     Identity {
         token_id: record.id.clone(),
+        realm: record.realm.clone(),
         name: record.name.clone(),
         role: record.role,
         device_id: record.device_id.clone(),
@@ -262,7 +269,7 @@ fn hash(secret: &str) -> [u8; 32] {
     Sha256::digest(secret.as_bytes()).into()
 }
 
-fn random<const N: usize>() -> Result<[u8; N], RegistryError> {
+pub(super) fn random<const N: usize>() -> Result<[u8; N], RegistryError> {
     let mut bytes = [0; N];
     OsRng
         .try_fill_bytes(&mut bytes)
