@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use catchment_eventlog::EventLog;
-use catchment_eventlog::embedded::{EmbeddedLog, LogConfig, SyncPolicy};
+use catchment_eventlog::SyncPolicy;
+use catchment_eventlog::embedded::{EmbeddedLog, LogConfig};
 use catchment_types::{Event, EventBatch, Timestamp};
 
 #[derive(Clone, Copy)]

@@ -12,7 +12,7 @@
 //! the end are served from memory, others from disk.
 //!
 //! What holds:
-//! - A submission is completed after its block is durable, as the [`SyncPolicy`] says; readers see it from then on.
+//! - A submission is completed after its block is durable, as the [`SyncPolicy`](crate::SyncPolicy) says; readers see it from then on.
 //! - A block is served only if its checksums match. What does not match is skipped, counted, and logged once.
 //! - An error leaves nothing half done: either the whole group is completed, or nothing of it is found again
 //!   ([`LogError::Full`]), or the partition stops ([`LogError::Failed`]) because nobody knows.
@@ -44,7 +44,7 @@ use std::thread::JoinHandle;
 
 use async_trait::async_trait;
 use catchment_types::{EventBatch, Offset, PartitionId};
-pub use config::{Compression, LogConfig, SyncPolicy};
+pub use config::{Compression, LogConfig};
 use device::{Device, System};
 pub use error::OpenError;
 use error::While;

@@ -8,6 +8,7 @@
 
 pub mod conformance;
 pub mod embedded;
+mod sync;
 
 use std::future::Future;
 use std::ops::Range;
@@ -19,6 +20,8 @@ use async_trait::async_trait;
 use catchment_types::{EventBatch, Offset, PartitionId};
 use thiserror::Error;
 use tokio::sync::oneshot;
+
+pub use self::sync::SyncPolicy;
 
 /// A durable log of events in partitions. All methods may be called from any thread.
 #[async_trait]

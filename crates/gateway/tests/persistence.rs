@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use catchment_eventlog::EventLog;
-use catchment_eventlog::embedded::SyncPolicy;
+use catchment_eventlog::SyncPolicy;
 use catchment_gateway::{AdmitAll, Gateway, GatewayConfig, GatewayMetrics, QoS, SessionStore};
 use support::*;
 use tokio::net::TcpListener;

@@ -5,6 +5,7 @@ use std::thread::available_parallelism;
 use serde::{Deserialize, Serialize};
 
 use super::error::OpenError;
+use crate::SyncPolicy;
 
 /// Configuration of the embedded log. Every field has a default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,20 +48,6 @@ impl Default for LogConfig {
             linger_us: 0,
         }
     }
-}
-
-/// When an append counts as durable, and is acknowledged.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SyncPolicy {
-    /// After fdatasync, one for each group of appends. Survives loss of power.
-    #[default]
-    Fsync,
-    /// Once handed to the operating system, which is made to write it out every so many milliseconds. Survives a
-    /// crash of the process; loss of power costs at most that time.
-    IntervalMs(u32),
-    /// Once handed to the operating system, which writes it out when it likes. Survives a crash of the process.
-    Never,
 }
 
 /// How blocks are compressed.

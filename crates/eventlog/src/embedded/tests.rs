@@ -17,6 +17,7 @@ use tempfile::TempDir;
 use super::device::{Device, System};
 use super::format::{ALIGNMENT, HEADER_BYTES};
 use super::*;
+use crate::SyncPolicy;
 use crate::conformance::{self, Site, append, batch, read_all};
 
 /// One partition in small segments.

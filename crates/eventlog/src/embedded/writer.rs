@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use catchment_types::{EventBatch, Offset, Timestamp};
 
-use super::config::{LogConfig, SyncPolicy};
+use super::config::LogConfig;
 use super::device::Device;
 use super::folder::Folder;
 use super::format::{BLOCK_BYTES_MAX, Encoder, HEADER_BYTES, Header};
@@ -18,6 +18,7 @@ use super::queue::{Submission, Taken};
 use super::recovery::Recovered;
 use super::retention::Retention;
 use super::segment::Segment;
+use crate::SyncPolicy;
 use crate::{EventBlock, LogError};
 
 /// Encoded bytes of a group: bounds the memory for it, and how long its first waits for its last.

@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use catchment_eventlog::embedded::SyncPolicy;
+use catchment_eventlog::SyncPolicy;
 use catchment_eventlog::{LogError, Pending};
 use catchment_types::Offset;
 use parking_lot::{Condvar, Mutex};

@@ -31,7 +31,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use catchment_eventlog::Pending;
-use catchment_eventlog::embedded::SyncPolicy;
+use catchment_eventlog::SyncPolicy;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use thiserror::Error;
