@@ -50,7 +50,7 @@ pub use provider::{AGGREGATED_METRICS, CATALOG};
 
 use crate::shard::Shard;
 use crate::tables::TableId;
-use blocking::blocking;
+use blocking::{Urgency, blocking};
 use flush::FlushState;
 use hook::Hook;
 use scan::FileReader;
@@ -101,7 +101,7 @@ impl History {
         shards: Vec<Arc<Shard>>,
     ) -> Result<Arc<Self>, StoreError> {
         let folder = folder.to_path_buf();
-        blocking("opening", move || Self::open_blocking(&folder, config, shards)).await
+        blocking("opening", Urgency::Soon, move || Self::open_blocking(&folder, config, shards)).await
     }
 
     fn open_blocking(

@@ -16,7 +16,7 @@ use super::error::StoreError;
 use super::hook::{Hook, Step};
 use super::table::{Table, committed, data_files, offset_action};
 use super::writer::{FileWriter, delete_uncommitted, join, pick, shared};
-use super::{History, HistoryHealth, sort};
+use super::{History, HistoryHealth, Urgency, sort};
 use crate::delta::actions::Action;
 use crate::tables::TableId;
 
@@ -105,7 +105,7 @@ impl History {
                 hook: self.hook.clone(),
             };
             let rows = job.rows.iter().map(|rows| rows.num_rows() as u64).sum();
-            let files = super::blocking("flush", move || job.run()).await?;
+            let files = super::blocking("flush", Urgency::Soon, move || job.run()).await?;
             self.hook.at(Step::Committed(table.id))?;
             let bytes = files.iter().map(|file| file.bytes).sum();
             report.rows += rows;
@@ -115,7 +115,7 @@ impl History {
             let written = self.view.flushed(table.id, files);
             *committed = next;
             round.pending[table.id.index()] = false;
-            super::blocking("freeing of rows", move || {
+            super::blocking("freeing of rows", Urgency::Soon, move || {
                 drop(written);
                 Ok(())
             })

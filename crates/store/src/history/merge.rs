@@ -21,7 +21,7 @@ use super::data_file::DataFile;
 use super::error::StoreError;
 use super::table::Table;
 use super::writer::{FileWriter, delete_uncommitted};
-use super::{History, blocking};
+use super::{History, Urgency, blocking};
 use crate::delta::actions::Action;
 use crate::tables::TableId;
 
@@ -61,7 +61,7 @@ impl History {
             plan = merge_states(plan)?;
         }
         let (table, files) = (Arc::clone(table), files.to_vec());
-        blocking("merge", move || {
+        blocking("merge", Urgency::Later, move || {
             // One of this thread alone: on the caller's, decoding would compete with those who wait for an answer.
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .build()

@@ -22,7 +22,7 @@ use parquet::errors::ParquetError;
 
 use super::error::StoreError;
 use super::sort::strings;
-use super::{History, blocking};
+use super::{History, Urgency, blocking};
 use crate::shard::Shard;
 use crate::tables::{TableId, timestamp_type};
 
@@ -40,7 +40,7 @@ impl History {
         let files = self.view.files(TableId::RawMetrics);
         let folder = self.tables[TableId::RawMetrics.index()].folder.clone();
         let view = Arc::clone(&self.view);
-        blocking("restoring of the snapshot", move || {
+        blocking("restoring of the snapshot", Urgency::Soon, move || {
             for file in files.iter().rev() {
                 restore_values(&folder.join(&file.path), view.shards())?;
             }

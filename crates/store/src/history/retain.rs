@@ -10,7 +10,7 @@ use catchment_types::Timestamp;
 use super::data_file::DataFile;
 use super::error::StoreError;
 use super::table::Table;
-use super::{History, blocking};
+use super::{History, Urgency, blocking};
 use crate::delta::DeltaLog;
 use crate::delta::actions::Action;
 
@@ -29,7 +29,7 @@ impl History {
             return Ok(());
         }
         let job = (Arc::clone(table), expired.clone());
-        blocking("retention", move || {
+        blocking("retention", Urgency::Later, move || {
             let (table, expired) = job;
             let mut log = table.log.lock();
             let adds = expired.iter().filter_map(|file| log.file(&file.path));
@@ -47,7 +47,7 @@ impl History {
     pub(super) async fn tidy(&self, table: &Arc<Table>, now: Timestamp) -> Result<(), StoreError> {
         let table = Arc::clone(table);
         let before = self.config.vacuum_before(now);
-        blocking("clean-up", move || {
+        blocking("clean-up", Urgency::Later, move || {
             let mut log = table.log.lock();
             delete_removed(&table.folder, &mut log, before);
             if log.commits_since_checkpoint() >= CHECKPOINT_COMMITS {

@@ -24,6 +24,8 @@ use crate::delta::sync_folder;
 use crate::tables::TableId;
 
 const ROW_GROUP_ROWS: usize = 128 << 10;
+/// Pages are the least that is read: rows of a device are one after the other, and a query of one device reads few.
+const PAGE_ROWS: usize = 4096;
 /// Encoded. Also what a merge holds of each of its files.
 const ROW_GROUP_BYTES: usize = 8 << 20;
 
@@ -148,6 +150,7 @@ fn properties(table: TableId) -> WriterProperties {
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
         .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
         .set_max_row_group_bytes(Some(ROW_GROUP_BYTES))
+        .set_data_page_row_count_limit(PAGE_ROWS)
         .set_sorting_columns(Some(sorting))
         .set_created_by(concat!("catchment ", env!("CARGO_PKG_VERSION")).to_owned())
         .set_dictionary_enabled(false);
