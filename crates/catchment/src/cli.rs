@@ -121,10 +121,10 @@ pub(crate) struct ServeArgs {
     /// Where MQTT listens [default: 127.0.0.1:1883].
     #[arg(long, value_name = "ADDR:PORT", help_heading = "Listeners")]
     pub(crate) mqtt: Option<SocketAddr>,
-    /// Where MQTT over TLS listens, usually on port 8883; needs [tls] in the settings [default: nowhere].
+    /// Where MQTT over TLS listens, usually on port 8883; needs the section tls of the settings [default: nowhere].
     #[arg(long, value_name = "ADDR:PORT", help_heading = "Listeners")]
     pub(crate) mqtts: Option<SocketAddr>,
-    /// Where REST and WebSocket over TLS listen, usually on port 8443; needs [tls] in the settings [default: nowhere].
+    /// Where REST and WebSocket over TLS listen, usually on port 8443; needs the section tls of the settings [default: nowhere].
     #[arg(long, value_name = "ADDR:PORT", help_heading = "Listeners")]
     pub(crate) https: Option<SocketAddr>,
     /// PEM file with the server's certificate and those that lead to its CA.
