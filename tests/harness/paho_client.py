@@ -4,6 +4,7 @@ import queue
 from contextlib import contextmanager
 
 import paho.mqtt.client as paho
+from paho.mqtt.enums import MessageState
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
@@ -21,6 +22,18 @@ def properties(packet, **values):
     return made
 
 
+class Paho(paho.Client):
+    """paho's client, without a fault of 2.1.0: of a QoS 2 message whose PUBREL it has to send again it forgets that when
+    a second attempt to connect follows without a CONNACK in between, and publishes it anew. The server has completed
+    and forgotten that identifier by then, and has to take the message for another one ([MQTT-4.3.3-1])."""
+
+    def _messages_reconnect_reset_out(self):
+        released = [message for message in self._out_messages.values() if message.state == MessageState.MQTT_MS_RESEND_PUBREL]
+        super()._messages_reconnect_reset_out()
+        for message in released:
+            message.state = MessageState.MQTT_MS_RESEND_PUBREL
+
+
 class Client:
     """A connected client; received messages are in `messages`."""
 
@@ -33,7 +46,7 @@ class Client:
         self.subscribed = queue.Queue()
         self.disconnects = queue.Queue()
         options = {} if version == V5 else {"clean_session": clean}
-        self.paho = paho.Client(
+        self.paho = Paho(
             paho.CallbackAPIVersion.VERSION2,
             client_id=client_id,
             protocol=version,
