@@ -78,6 +78,8 @@ impl EmbeddedLog {
     fn open_on(dir: &Path, config: LogConfig, device: Arc<dyn Device>) -> Result<Arc<Self>, OpenError> {
         config.check()?;
         let (lock, partitions) = meta::claim(dir, &config)?;
+        // Bytes of all partitions are shared by as many as there are.
+        let config = LogConfig { partitions, ..config };
         let mut log = Self { partitions: Vec::new(), writers: Vec::new(), _lock: lock };
         for id in 0..partitions {
             let path = dir.join(format!("p{id:04}"));
@@ -88,6 +90,7 @@ impl EmbeddedLog {
                 recovered.next_offset,
                 Queue::new(config.queue_bytes_max),
                 config.cache_bytes_max,
+                config.backlog_bytes_max / u64::from(partitions),
             ));
             partition.counters.damage.store(recovered.damage, Ordering::Relaxed);
             log.partitions.push(partition.clone());

@@ -3,7 +3,7 @@
 //! # Layout
 //! `{folder}/{table}/_delta_log/` and `{folder}/{table}/date=2026-11-23/….parquet` (rollups: `month=2026-11`). The folder's
 //! column is the table's partition column for Delta readers, and no column of our SQL tables. Rows in a file are in the
-//! order of device, then time.
+//! order of device, then time. `{folder}/snapshot.parquet` saves a start the reading of them.
 //!
 //! # Exactly once
 //! A commit that adds rows has, for each partition, the offset of the log after the last event in them (`txn` action,
@@ -29,12 +29,13 @@ mod prune;
 mod restore;
 mod retain;
 mod scan;
+mod snapshot_file;
 mod sort;
 mod table;
 mod view;
 mod writer;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use catchment_types::{Offset, PartitionId, Timestamp};
@@ -76,15 +77,18 @@ pub enum HistoryHealth {
 /// The tables of history.
 pub struct History {
     config: HistoryConfig,
+    folder: PathBuf,
     tables: [Arc<Table>; TableId::COUNT],
     view: Arc<View>,
     reader: FileReader,
-    /// Runs merges and the restoring of the snapshot.
+    /// Runs merges.
     maintenance: SessionContext,
     /// Held by the one flush that is under way.
     flush_state: tokio::sync::Mutex<FlushState>,
     committed: watch::Sender<Vec<Offset>>,
     health: Mutex<HistoryHealth>,
+    /// How far the shards were when the snapshot was saved last.
+    saved_at: Mutex<Vec<Offset>>,
     metrics: HistoryMetrics,
     hook: Hook,
 }
@@ -132,6 +136,7 @@ impl History {
         }
         Ok(Arc::new(Self {
             config,
+            folder: folder.to_path_buf(),
             tables: std::array::from_fn(|table| Arc::clone(&tables[table])),
             view: Arc::new(view),
             reader: FileReader::new(folder)?,
@@ -139,6 +144,7 @@ impl History {
             committed: watch::Sender::new(flush_state.committed_by_all()),
             flush_state: tokio::sync::Mutex::new(flush_state),
             health: Mutex::new(HistoryHealth::Healthy),
+            saved_at: Mutex::default(),
             metrics,
             hook: Hook::default(),
         }))

@@ -34,6 +34,7 @@ use self::block::Block;
 use self::devices::Devices;
 use self::rows::Rows;
 
+pub(crate) use self::devices::saved_schema;
 pub use self::devices::{devices_schema, snapshot_schema};
 
 /// Most events for which the worker holds the lock at once; about a millisecond.
@@ -266,10 +267,19 @@ impl Shard {
     /// A copy of a table's rows for a query, open rollup states included.
     #[must_use]
     pub fn rows(&self, table: TableId) -> Vec<RecordBatch> {
+        self.rows_for(table, None)
+    }
+
+    /// The same for a query that wants one device: of the open rollup states, which are copied under the lock, only its own.
+    #[must_use]
+    pub fn rows_for(&self, table: TableId, device_id: Option<&str>) -> Vec<RecordBatch> {
         let mut state = self.state.lock();
         let mut batches = state.rows.copy(table);
         if table == TableId::MetricRollups {
-            batches.extend(state.devices.open_rollups());
+            batches.extend(match device_id {
+                Some(device_id) => state.devices.open_rollups_of(device_id),
+                None => state.devices.open_rollups(),
+            });
         }
         batches
     }
@@ -300,12 +310,27 @@ impl Shard {
         devices.restore_latest(config, batch);
     }
 
-    /// Adds what history knows about devices, on start, in the columns of [`devices_schema`] without `metrics`: events
-    /// below the start offset of `raw_events`, which are not counted when they are read again.
-    pub fn restore_devices(&self, batch: &RecordBatch) {
+    /// Counts the events of devices on start, from rows of `raw_events` (its columns `device_id`, `received_at` and
+    /// `log_offset`, any order): those below the start offset of that table, which are not counted when they are read again.
+    pub fn restore_events(&self, batch: &RecordBatch) {
         let mut state = self.state.lock();
         let State { config, devices, .. } = &mut *state;
-        devices.restore_devices(config, batch);
+        devices.restore_events(config, batch);
+    }
+
+    /// Fills devices and latest values on start with what [`Shard::saved_rows`] gave, before anything else.
+    pub(crate) fn restore_saved(&self, batch: &RecordBatch) {
+        let mut state = self.state.lock();
+        let State { config, devices, .. } = &mut *state;
+        devices.restore_saved(config, batch);
+    }
+
+    /// All devices and latest values, some devices a batch, by [`saved_schema`]. Each device is consistent in itself.
+    pub(crate) fn saved_rows(&self) -> impl Iterator<Item = RecordBatch> + '_ {
+        (0..).step_by(CHUNK_DEVICES).map_while(|from| {
+            let state = self.state.lock();
+            state.devices.saved_rows(from, CHUNK_DEVICES, state.next_offset)
+        })
     }
 
     /// The latest values of one device.

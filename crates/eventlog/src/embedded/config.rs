@@ -25,6 +25,9 @@ pub struct LogConfig {
     pub retention_hours: u32,
     /// Bytes on disk, over all partitions, from which on the oldest released segments are dropped early.
     pub retention_bytes: u64,
+    /// Bytes on disk, over all partitions, of whole segments that some sink still needs; beyond that submitters wait, and so
+    /// do devices, until sinks have caught up.
+    pub backlog_bytes_max: u64,
     /// When an append counts as durable.
     pub sync: SyncPolicy,
     /// How blocks are compressed.
@@ -43,6 +46,7 @@ impl Default for LogConfig {
             cache_bytes_max: 16 << 20,
             retention_hours: 7 * 24,
             retention_bytes: 16 << 30,
+            backlog_bytes_max: 16 << 30,
             sync: SyncPolicy::default(),
             compression: Compression::default(),
             linger_us: 0,
@@ -94,9 +98,14 @@ impl LogConfig {
         if self.queue_bytes_max < QUEUE_BYTES_MIN {
             return refuse("queue_bytes_max", self.queue_bytes_max.into(), "at least 64 KiB (65536)");
         }
-        if self.retention_bytes < 2 * self.segment_bytes * u64::from(self.partitions_of_new()) {
-            let limits = "at least two segments for each partition: 2 × segment_bytes × partitions";
-            return refuse("retention_bytes", self.retention_bytes, limits);
+        let bytes_min = 2 * self.segment_bytes * u64::from(self.partitions_of_new());
+        for (setting, bytes) in
+            [("retention_bytes", self.retention_bytes), ("backlog_bytes_max", self.backlog_bytes_max)]
+        {
+            if bytes < bytes_min {
+                let limits = "at least two segments for each partition: 2 × segment_bytes × partitions";
+                return refuse(setting, bytes, limits);
+            }
         }
         match self.sync {
             SyncPolicy::IntervalMs(0) => refuse("sync.interval_ms", 0, "at least 1; or sync = \"fsync\""),
@@ -125,6 +134,7 @@ mod tests {
         let base = LogConfig::default();
         assert!(text(LogConfig { partitions: 1025, ..base.clone() }).contains("partitions"));
         assert!(text(LogConfig { retention_bytes: 1, ..base.clone() }).contains("retention_bytes"));
+        assert!(text(LogConfig { backlog_bytes_max: 1, ..base.clone() }).contains("backlog_bytes_max"));
         assert!(text(LogConfig { sync: SyncPolicy::IntervalMs(0), ..base }).contains("interval_ms"));
     }
 }

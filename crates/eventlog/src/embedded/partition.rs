@@ -4,11 +4,11 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use catchment_types::{EventBatch, Offset};
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::queue::Queue;
 use super::segment::{Segment, SegmentRead};
@@ -27,6 +27,10 @@ pub(super) struct Partition {
     kept: Mutex<Kept>,
     progress: watch::Sender<Progress>,
     released: AtomicU64,
+    /// Whether sinks are so far behind that submitters wait.
+    crowded: AtomicBool,
+    caught_up: Notify,
+    backlog_bytes_max: u64,
 }
 
 /// What readers are told of.
@@ -71,6 +75,7 @@ impl Partition {
         end: Offset,
         queue: Queue,
         cache_bytes_max: usize,
+        backlog_bytes_max: u64,
     ) -> Self {
         Self {
             path,
@@ -79,6 +84,9 @@ impl Partition {
             kept: Mutex::new(Kept { segments: segments.into(), tail: Tail::new(cache_bytes_max), end }),
             progress: watch::Sender::new(Progress { end, closed: false }),
             released: AtomicU64::new(0),
+            crowded: AtomicBool::new(false),
+            caught_up: Notify::new(),
+            backlog_bytes_max,
         }
     }
 
@@ -87,7 +95,45 @@ impl Partition {
             let message = format!("a batch of {} bytes is too large to be stored", batch.as_bytes().len());
             return Err(LogError::Failed { path: self.path.clone(), message });
         }
+        if self.crowded.load(Ordering::Acquire) {
+            self.wait_for_sinks().await;
+        }
         self.queue.push(batch).await
+    }
+
+    /// Waits until sinks have caught up, or the writer has ended and the queue says why.
+    async fn wait_for_sinks(&self) {
+        loop {
+            let caught_up = self.caught_up.notified();
+            if !self.crowded.load(Ordering::Acquire) {
+                return;
+            }
+            tokio::select! {
+                () = caught_up => {}
+                () = self.closed() => return,
+            }
+        }
+    }
+
+    /// Looks whether sinks are too far behind; called when that may have changed.
+    fn look_at_backlog(&self) {
+        let released = self.released();
+        let backlog: u64 = {
+            let kept = self.kept.lock();
+            let whole = kept.segments.iter().zip(kept.segments.iter().skip(1));
+            whole.filter(|(_, next)| next.base() > released).map(|(segment, _)| segment.allocated()).sum()
+        };
+        let is_crowded = backlog > self.backlog_bytes_max;
+        if self.crowded.swap(is_crowded, Ordering::AcqRel) == is_crowded {
+            return;
+        }
+        let path = self.path.display();
+        if is_crowded {
+            tracing::warn!(%path, backlog, "sinks are behind by log.backlog_bytes_max: who appends waits for them");
+        } else {
+            tracing::info!(%path, "sinks have caught up: appends go on");
+            self.caught_up.notify_waiters();
+        }
     }
 
     /// See [`crate::EventLog::read`].
@@ -164,6 +210,7 @@ impl Partition {
 
     pub(super) fn release(&self, before: Offset) {
         self.released.fetch_max(before.min(RELEASE_MAX), Ordering::AcqRel);
+        self.look_at_backlog();
     }
 
     /// Nothing before this offset is needed any more.
@@ -221,6 +268,7 @@ impl Partition {
     /// Goes on in a new segment.
     pub(super) fn push_segment(&self, segment: Arc<Segment>) {
         self.kept.lock().segments.push_back(segment);
+        self.look_at_backlog();
     }
 
     /// Takes the oldest segment out if `drop_it` says so, given the segment and the one after it.

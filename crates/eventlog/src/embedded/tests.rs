@@ -179,6 +179,40 @@ async fn a_failing_sync_stops_the_partition_until_reopened() {
 }
 
 #[tokio::test]
+async fn who_appends_waits_while_sinks_are_far_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = LogConfig { backlog_bytes_max: 128 << 10, ..small() };
+    let log = open(dir.path(), &config);
+    let again = Arc::clone(&log);
+    let appended = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&appended);
+    let appending = tokio::spawn(async move {
+        for seed in 0..100 {
+            append(&*again, 0, batch([noise(8 << 10, seed)])).await;
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    let settled = async || {
+        let mut last = u64::MAX;
+        while last != appended.load(Ordering::Relaxed) {
+            last = appended.load(Ordering::Relaxed);
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+        last
+    };
+    let first = settled().await;
+    // Two whole segments fit; the third that is closed is one too many.
+    assert!((16..32).contains(&first), "{first} appended");
+    log.release(0, first - 8);
+    let second = settled().await;
+    assert!(second > first && second < 100, "{second} appended");
+    // Closing ends the waiting.
+    log.close().await;
+    assert!(appending.await.is_err(), "an append after closing is refused");
+    assert_eq!(appended.load(Ordering::Relaxed), second);
+}
+
+#[tokio::test]
 async fn retention_never_passes_what_is_released() {
     let dir = tempfile::tempdir().unwrap();
     // Everything is too old at once, and there is room for two segments only.

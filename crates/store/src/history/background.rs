@@ -1,4 +1,4 @@
-//! What history does on its own: flush by age and size, compaction, retention, checkpoints.
+//! What history does on its own: flush by age and size, compaction, retention, checkpoints, the saved snapshot.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,11 +17,30 @@ const RETRY_WAIT_MIN: Duration = Duration::from_millis(500);
 const RETRY_WAIT_MAX: Duration = Duration::from_secs(30);
 
 impl History {
-    /// Works until `shutdown`, then flushes a last time.
+    /// Works until `shutdown`, then flushes and saves the snapshot a last time.
     pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
-        tokio::join!(self.flush_when_due(&shutdown), self.maintain_when_due(&shutdown));
+        tokio::join!(
+            self.flush_when_due(&shutdown),
+            self.maintain_when_due(&shutdown),
+            self.save_when_due(&shutdown)
+        );
         if let Err(error) = self.flush().await {
             tracing::error!(%error, "the last flush failed; the rows are in the log and come back at the next start");
+        }
+        self.save().await;
+    }
+
+    async fn save_when_due(&self, shutdown: &CancellationToken) {
+        while shutdown.run_until_cancelled(sleep(self.config.snapshot_interval())).await.is_some() {
+            // Not given up at shutdown: the last one writes the same file.
+            self.save().await;
+        }
+    }
+
+    async fn save(&self) {
+        if let Err(error) = self.save_snapshot().await {
+            self.metrics.maintenance_failed();
+            tracing::error!(%error, "the snapshot could not be saved; the next start reads more of the tables");
         }
     }
 

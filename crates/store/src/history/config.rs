@@ -17,6 +17,9 @@ pub struct HistoryConfig {
     pub flush_bytes: usize,
     /// How often compaction, retention and the removal of dead files are looked at, milliseconds; at least 1,000.
     pub maintenance_interval_ms: u64,
+    /// How often devices and latest values are saved for the next start, milliseconds; at least 1,000. What came since is
+    /// read from the tables then.
+    pub snapshot_interval_ms: u64,
     /// This many files of about one size in a day (rollups: month) are merged into one; at least 2.
     pub compact_files_min: usize,
     /// Files of this size are not merged any further, bytes.
@@ -37,6 +40,7 @@ impl Default for HistoryConfig {
             flush_interval_ms: 30_000,
             flush_bytes: 192 << 20,
             maintenance_interval_ms: 30_000,
+            snapshot_interval_ms: 300_000,
             compact_files_min: 8,
             compact_bytes_max: 128 << 20,
             raw_retention_days: 7,
@@ -58,6 +62,12 @@ impl HistoryConfig {
     #[must_use]
     pub fn maintenance_interval(&self) -> Duration {
         Duration::from_millis(self.maintenance_interval_ms.max(1000))
+    }
+
+    /// Time between savings of the snapshot.
+    #[must_use]
+    pub fn snapshot_interval(&self) -> Duration {
+        Duration::from_millis(self.snapshot_interval_ms.max(1000))
     }
 
     /// Days for which a table is kept; none is for ever.

@@ -1,87 +1,125 @@
-//! What the shards know at start: the newest value of each metric, from `raw_metrics`, and the devices, from `raw_events`.
+//! What the shards know at start: the newest value of each metric, and the devices with the number of their events.
 //!
+//! First what the snapshot file tells, then the rows of the data files that came after it, or of all when there is none.
 //! Values are read straight from the files: as rows are in the order of device and time, each batch is cut down to the last
 //! row of each metric of a device before a shard looks at it, and the newest files come first.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{RecordBatch, UInt32Array};
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
-use catchment_types::{DEFAULT_REALM, partition_of};
+use catchment_types::{DEFAULT_REALM, Offset, partition_of};
 use datafusion::error::DataFusionError;
-use datafusion::execution::context::SessionContext;
 use foldhash::{HashMap, HashMapExt};
-use futures::TryStreamExt;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
 };
 use parquet::errors::ParquetError;
 
+use super::data_file::FileList;
 use super::error::StoreError;
+use super::snapshot_file::{self, Covered};
 use super::sort::strings;
 use super::{History, Urgency, blocking};
 use crate::shard::Shard;
-use crate::tables::{TableId, timestamp_type};
+use crate::tables::TableId;
 
 const BATCH_ROWS: usize = 16 << 10;
 
 impl History {
-    /// Gives each shard the newest value of each metric of its devices, and the devices' times and numbers of events, from
-    /// the files within retention. To be called once, after [`History::open`] and before the shards take in events.
-    /// Returns how many values there are.
+    /// Gives each shard the newest value of each metric of its devices, and the devices' times and numbers of events. To be
+    /// called once, after [`History::open`] and before the shards take in events. Returns how many values there are.
     ///
     /// # Errors
     /// When a file cannot be read.
     pub async fn restore_snapshot(&self) -> Result<u64, StoreError> {
-        self.restore_devices().await?;
-        let files = self.view.files(TableId::RawMetrics);
-        let folder = self.tables[TableId::RawMetrics.index()].folder.clone();
-        let view = Arc::clone(&self.view);
+        let [events, metrics] = [TableId::RawEvents, TableId::RawMetrics].map(|table| self.view.files(table));
+        let [events_folder, metrics_folder] =
+            [TableId::RawEvents, TableId::RawMetrics].map(|table| self.tables[table.index()].folder.clone());
+        let (folder, view) = (self.folder.clone(), Arc::clone(&self.view));
         blocking("restoring of the snapshot", Urgency::Soon, move || {
-            for file in files.iter().rev() {
-                restore_values(&folder.join(&file.path), view.shards())?;
+            let shards = view.shards();
+            let covered = snapshot_file::read(&folder, |rows| give_all(shards, rows, Shard::restore_saved))?;
+            let covered = covered.unwrap_or_default();
+            for file in left(&events, &covered.raw_events) {
+                restore_events(&events_folder.join(file), shards)?;
             }
-            Ok(view.shards().iter().map(|shard| shard.stats().metrics as u64).sum())
+            for file in left(&metrics, &covered.raw_metrics) {
+                restore_values(&metrics_folder.join(file), shards)?;
+            }
+            Ok(shards.iter().map(|shard| shard.stats().metrics as u64).sum())
         })
         .await
     }
 
-    async fn restore_devices(&self) -> Result<(), StoreError> {
-        let context = SessionContext::new_with_state(self.maintenance.state());
-        let table = TableId::RawEvents;
-        context.register_table(table.name(), self.table_provider(table))?;
-        let query = "SELECT device_id, min(received_at), max(received_at), count(*) FROM raw_events GROUP BY device_id";
-        let mut batches = context.sql(query).await?.execute_stream().await?;
-        while let Some(batch) = batches.try_next().await? {
-            // Names and nullability as the shards expect them.
-            let rows = RecordBatch::try_new(devices_columns(), batch.columns().to_vec())
-                .map_err(|source| StoreError::Rows { table: table.name(), source })?;
-            let all: Vec<_> = (0..).take(rows.num_rows()).collect();
-            give(self.view.shards(), table, &rows, &all, Shard::restore_devices)?;
+    /// Saves devices and latest values for the next start, unless nothing came since the last time.
+    /// Must not run twice at a time: [`History::run`] is the only caller besides tests.
+    pub(super) async fn save_snapshot(&self) -> Result<(), StoreError> {
+        let next = self.next_offsets();
+        if *self.saved_at.lock() == next {
+            return Ok(());
         }
+        // Before the shards are looked at: they know what is in these.
+        let paths = |table| self.view.files(table).iter().map(|file| file.path.clone()).collect();
+        let covered = Covered::new(paths(TableId::RawEvents), paths(TableId::RawMetrics));
+        let (folder, view) = (self.folder.clone(), Arc::clone(&self.view));
+        let saved = blocking("saving of the snapshot", Urgency::Soon, move || {
+            snapshot_file::write(&folder, view.shards(), &covered)
+        });
+        let rows = saved.await?;
+        tracing::debug!(rows, "saved the snapshot");
+        *self.saved_at.lock() = next;
         Ok(())
+    }
+
+    fn next_offsets(&self) -> Vec<Offset> {
+        self.view.shards().iter().map(|shard| shard.stats().next_offset).collect()
     }
 }
 
+/// The paths of files that are not covered, the newest first.
+fn left<'a>(files: &'a FileList, covered: &HashSet<String>) -> impl Iterator<Item = &'a str> {
+    files.iter().rev().map(|file| file.path.as_str()).filter(|path| !covered.contains(*path))
+}
+
 fn restore_values(path: &Path, shards: &[Arc<Shard>]) -> Result<(), StoreError> {
-    let table = TableId::RawMetrics;
+    let columns = ["device_id", "timestamp", "metric_name", "metric_value", "text_value", "log_offset"];
+    read(path, TableId::RawMetrics, columns, |rows| {
+        give(shards, rows, &newest_of_each(rows), Shard::restore_latest)
+    })
+}
+
+fn restore_events(path: &Path, shards: &[Arc<Shard>]) -> Result<(), StoreError> {
+    let columns = ["device_id", "received_at", "log_offset"];
+    read(path, TableId::RawEvents, columns, |rows| give_all(shards, rows, Shard::restore_events))
+}
+
+/// Reads some columns of a data file.
+fn read<const N: usize>(
+    path: &Path,
+    table: TableId,
+    columns: [&str; N],
+    mut each: impl FnMut(&RecordBatch) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
     let error = |error: DataFusionError| StoreError::Read(error.context(path.display().to_string()));
     let file = File::open(path).map_err(|source| error(source.into()))?;
-    for rows in value_reader(file).map_err(|source| error(source.into()))? {
-        let rows = rows.map_err(|source| error(source.into()))?;
-        give(shards, table, &rows, &newest_of_each(&rows), Shard::restore_latest)?;
+    for rows in reader(file, table, columns).map_err(|source| error(source.into()))? {
+        each(&rows.map_err(|source| error(source.into()))?)?;
     }
     Ok(())
 }
 
-fn value_reader(file: File) -> Result<ParquetRecordBatchReader, ParquetError> {
-    let options = ArrowReaderOptions::new().with_schema(TableId::RawMetrics.schema());
+fn reader<const N: usize>(
+    file: File,
+    table: TableId,
+    columns: [&str; N],
+) -> Result<ParquetRecordBatchReader, ParquetError> {
+    let options = ArrowReaderOptions::new().with_schema(table.schema());
     let builder = ParquetRecordBatchReaderBuilder::try_new_with_options(file, options)?;
-    let wanted = ["device_id", "timestamp", "metric_name", "metric_value", "text_value", "log_offset"];
-    let mask = ProjectionMask::columns(builder.parquet_schema(), wanted);
+    let mask = ProjectionMask::columns(builder.parquet_schema(), columns);
     builder.with_projection(mask).with_batch_size(BATCH_ROWS).build()
 }
 
@@ -102,10 +140,19 @@ fn newest_of_each(rows: &RecordBatch) -> Vec<u32> {
     newest
 }
 
+/// Gives each shard the rows of its devices.
+fn give_all(
+    shards: &[Arc<Shard>],
+    rows: &RecordBatch,
+    take: impl Fn(&Shard, &RecordBatch),
+) -> Result<(), StoreError> {
+    let all: Vec<_> = (0..).take(rows.num_rows()).collect();
+    give(shards, rows, &all, take)
+}
+
 /// Gives each shard those of the numbered rows that are of its devices.
 fn give(
     shards: &[Arc<Shard>],
-    table: TableId,
     rows: &RecordBatch,
     numbers: &[u32],
     take: impl Fn(&Shard, &RecordBatch),
@@ -118,16 +165,7 @@ fn give(
     }
     for (shard, numbers) in shards.iter().zip(of_shard).filter(|(_, numbers)| !numbers.is_empty()) {
         let rows = arrow::compute::take_record_batch(rows, &UInt32Array::from(numbers));
-        take(shard, &rows.map_err(|source| StoreError::Rows { table: table.name(), source })?);
+        take(shard, &rows.map_err(|source| StoreError::Rows { table: "the snapshot", source })?);
     }
     Ok(())
-}
-
-fn devices_columns() -> SchemaRef {
-    Arc::new(Schema::new(vec![
-        Field::new("device_id", DataType::Utf8View, false),
-        Field::new("first_seen", timestamp_type(), false),
-        Field::new("last_seen", timestamp_type(), false),
-        Field::new("events", DataType::Int64, false),
-    ]))
 }

@@ -251,6 +251,75 @@ async fn the_snapshot_comes_back() {
     );
 }
 
+/// Events and latest value of `v` of every device.
+fn known(history: &History) -> Vec<String> {
+    let mut known = Vec::new();
+    for shard in history.view.shards() {
+        for device in shard.devices(None, 100) {
+            let metrics = shard.snapshot(&device.device_id).unwrap().metrics;
+            let values: Vec<_> = metrics.iter().map(|metric| &metric.value).collect();
+            known.push(format!("{} {} {values:?}", device.device_id, device.events));
+        }
+    }
+    known.sort();
+    known
+}
+
+/// What a start knows, from whatever there is.
+async fn restarted(folder: &Path, log: &Log) -> Vec<String> {
+    let history = open(folder).await;
+    history.restore_snapshot().await.unwrap();
+    log.feed(&history);
+    known(&history)
+}
+
+#[tokio::test]
+async fn a_saved_snapshot_spares_the_files_that_it_covers() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut log = Log::default();
+    let history = open(folder.path()).await;
+    log.push_some(100);
+    log.feed(&history);
+    history.flush().await.unwrap();
+    log.push_some(20);
+    log.feed(&history);
+    history.save_snapshot().await.unwrap();
+    assert_eq!(restarted(folder.path(), &log).await, known(&history), "rows that are in the log only");
+
+    // Files that came after it, and merged ones that hold rows from before and after.
+    for round in 0..4 {
+        log.push_some(30);
+        log.feed(&history);
+        history.flush().await.unwrap();
+        assert_eq!(restarted(folder.path(), &log).await, known(&history), "round {round}");
+    }
+    let metrics = folder.path().join("raw_metrics");
+    assert_eq!(history.view.files(TableId::RawMetrics).len(), 5);
+    history.maintain(Timestamp(NOON + Timestamp::DAY)).await.unwrap();
+    assert_eq!(history.view.files(TableId::RawMetrics).len(), 1, "{metrics:?}");
+    assert_eq!(restarted(folder.path(), &log).await, known(&history), "after a merge");
+
+    // With all of it covered, no file is opened: what stands there does not matter.
+    history.save_snapshot().await.unwrap();
+    let path = metrics.join(&history.view.files(TableId::RawMetrics)[0].path);
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::write(&path, b"not Parquet").unwrap();
+    assert_eq!(restarted(folder.path(), &log).await, known(&history), "from the snapshot file alone");
+    std::fs::write(&path, bytes).unwrap();
+
+    // A damaged one is told of, and costs time only.
+    let saved = folder.path().join("snapshot.parquet");
+    let mut bytes = std::fs::read(&saved).unwrap();
+    let middle = bytes.len() / 3;
+    bytes[middle..middle + 8].fill(0xff);
+    for damaged in [&bytes[..], &bytes[..20], b""] {
+        std::fs::write(&saved, damaged).unwrap();
+        assert_eq!(restarted(folder.path(), &log).await, known(&history), "{} bytes", damaged.len());
+    }
+    std::fs::remove_file(&saved).unwrap();
+    assert_eq!(restarted(folder.path(), &log).await, known(&history), "without it");
+}
+
 #[tokio::test]
 async fn fewer_partitions_than_before_are_refused() {
     let folder = tempfile::tempdir().unwrap();

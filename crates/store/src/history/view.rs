@@ -57,7 +57,8 @@ impl View {
         let flushing = state.flushing[table.index()].iter().filter(|(partition, _)| is_wanted(*partition));
         let mut memory: Vec<_> = flushing.map(|(_, rows)| rows.clone()).collect();
         for shard in self.shards.iter().filter(|shard| is_wanted(shard.partition())) {
-            memory.extend(shard.rows(table).into_iter().filter(|rows| rows.num_rows() > 0));
+            let rows = shard.rows_for(table, device_id);
+            memory.extend(rows.into_iter().filter(|rows| rows.num_rows() > 0));
         }
         TableSnapshot { memory, files: Arc::clone(&state.files[table.index()]) }
     }

@@ -1,13 +1,13 @@
 //! Devices of a partition, the latest value and the open minute of each of their metrics.
 
+mod restore;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Bound;
 use std::sync::{Arc, LazyLock};
 
+use arrow::array::ArrayRef;
 use arrow::array::builder::{Float64Builder, Int64Builder, StringViewBuilder, TimestampMicrosecondBuilder};
-use arrow::array::cast::AsArray;
-use arrow::array::types::{Float64Type, Int64Type, TimestampMicrosecondType};
-use arrow::array::{Array, ArrayRef};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use catchment_types::{Offset, Timestamp, Value};
@@ -17,6 +17,8 @@ use super::rows::{Rollup, Rows, batch, rollup_batch};
 use super::{DeviceSeen, DeviceSnapshot, MetricSnapshot, ShardConfig};
 use crate::live::LiveValue;
 use crate::tables::timestamp_type;
+
+pub(crate) use self::restore::saved_schema;
 
 /// Devices with more metrics than this find them by hash.
 const SCANNED_METRICS_MAX: usize = 16;
@@ -74,6 +76,8 @@ pub(super) struct Device {
     pub(super) first_seen: Timestamp,
     pub(super) last_seen: Timestamp,
     pub(super) events: u64,
+    /// Events below this offset are in `events` already; they may come again after a start.
+    pub(super) counted_to: Offset,
     slots: Vec<Slot>,
     by_name: HashMap<Arc<str>, u32, RandomState>,
     /// Where the next reading's slot is if metrics come in the same order as in the last event.
@@ -145,6 +149,7 @@ impl Devices {
             first_seen: seen,
             last_seen: seen,
             events: 0,
+            counted_to: 0,
             slots: Vec::new(),
             by_name: HashMap::default(),
             expected: 0,
@@ -298,11 +303,12 @@ impl Devices {
 
     /// Rows of all open states, which stay open.
     pub(super) fn open_rollups(&self) -> Option<RecordBatch> {
-        rollup_batch(self.open.iter().flat_map(|&at| {
-            let device = &self.list[at as usize];
-            let open = device.slots.iter().filter(|slot| slot.rollup.count > 0);
-            open.map(|slot| (&*device.id, &*slot.name, &slot.rollup))
-        }))
+        rollup_batch(self.open.iter().flat_map(|&at| self.list[at as usize].open_rollups()))
+    }
+
+    /// The same of one device.
+    pub(super) fn open_rollups_of(&self, device_id: &str) -> Option<RecordBatch> {
+        rollup_batch(self.device(self.find(device_id)?).open_rollups())
     }
 
     pub(super) fn snapshot(&self, device_id: &str) -> Option<DeviceSnapshot> {
@@ -387,69 +393,6 @@ impl Devices {
     fn chunk(&self, from: usize, count: usize) -> Option<&[Device]> {
         self.list.get(from..).map(|rest| &rest[..rest.len().min(count)]).filter(|chunk| !chunk.is_empty())
     }
-
-    /// Latest values from rows with the columns of `raw_metrics`. What has no room is left out.
-    pub(super) fn restore_latest(&mut self, config: &ShardConfig, batch: &RecordBatch) {
-        let columns = (|| {
-            Some((
-                batch.column_by_name("device_id")?.as_string_view_opt()?,
-                batch.column_by_name("timestamp")?.as_primitive_opt::<TimestampMicrosecondType>()?,
-                batch.column_by_name("metric_name")?.as_string_view_opt()?,
-                batch.column_by_name("metric_value")?.as_primitive_opt::<Float64Type>()?,
-                batch.column_by_name("text_value")?.as_string_view_opt()?,
-                batch.column_by_name("log_offset")?.as_primitive_opt::<Int64Type>()?,
-            ))
-        })();
-        let Some((ids, timestamps, names, numbers, texts, offsets)) = columns else {
-            tracing::error!("the latest values are not restored: the batch lacks a column of raw_metrics");
-            return;
-        };
-        for row in 0..batch.num_rows() {
-            let value = match (numbers.is_valid(row), texts.is_valid(row)) {
-                (true, true) => Value::Bool(numbers.value(row) != 0.0),
-                (true, false) => Value::Number(numbers.value(row)),
-                (false, true) => Value::Text(texts.value(row)),
-                (false, false) => continue,
-            };
-            let timestamp = Timestamp(timestamps.value(row));
-            let offset = offsets.value(row).cast_unsigned();
-            // When it arrived is not in the table; the time of measurement comes closest.
-            let latest = Latest { timestamp, offset, received_at: timestamp, value };
-            let Ok(device) = self.find_or_add(config, ids.value(row), timestamp) else { continue };
-            let metric = names.value(row);
-            let kept = match self.find_slot(device, metric) {
-                Some(slot) => self.update(config, device, slot, latest),
-                None => self.add_slot(config, device, metric, latest).map(|_| ()),
-            };
-            if kept.is_ok() {
-                self.device_mut(device).see(timestamp);
-            }
-        }
-    }
-
-    /// Adds events and times of devices from rows with the columns of [`devices_schema`]; `metrics` is not needed.
-    pub(super) fn restore_devices(&mut self, config: &ShardConfig, batch: &RecordBatch) {
-        let columns = (|| {
-            Some((
-                batch.column_by_name("device_id")?.as_string_view_opt()?,
-                batch.column_by_name("first_seen")?.as_primitive_opt::<TimestampMicrosecondType>()?,
-                batch.column_by_name("last_seen")?.as_primitive_opt::<TimestampMicrosecondType>()?,
-                batch.column_by_name("events")?.as_primitive_opt::<Int64Type>()?,
-            ))
-        })();
-        let Some((ids, first, last, events)) = columns else {
-            tracing::error!("the devices are not restored: the batch lacks a column");
-            return;
-        };
-        for row in 0..batch.num_rows() {
-            let first_seen = Timestamp(first.value(row));
-            let Ok(device) = self.find_or_add(config, ids.value(row), first_seen) else { continue };
-            let device = self.device_mut(device);
-            device.see(first_seen);
-            device.see(Timestamp(last.value(row)));
-            device.events += u64::try_from(events.value(row)).unwrap_or_default();
-        }
-    }
 }
 
 /// A value that may be the latest of its metric.
@@ -471,6 +414,11 @@ impl Device {
     /// Notes that an event begins: its first metric is expected to be the first.
     pub(super) fn begin_event(&mut self) {
         self.expected = 0;
+    }
+
+    fn open_rollups(&self) -> impl Iterator<Item = (&str, &str, &Rollup)> {
+        let open = self.slots.iter().filter(|slot| slot.rollup.count > 0);
+        open.map(|slot| (&*self.id, &*slot.name, &slot.rollup))
     }
 
     fn seen(&self) -> DeviceSeen {

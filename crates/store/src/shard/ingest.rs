@@ -31,7 +31,7 @@ impl State {
             let device = self.devices.device_mut(device);
             device.see(event.received_at);
             device.begin_event();
-            device.events += u64::from(needs_event);
+            device.events += u64::from(needs_event && offset >= device.counted_to);
         }
         let live = live.and_then(|live| live.begin(event).then_some(live));
         let decoded =

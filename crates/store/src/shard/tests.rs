@@ -290,13 +290,58 @@ fn the_latest_values_are_restored_from_rows() {
         metrics.map(|m| (m.metric, m.timestamp, m.value)).collect::<Vec<_>>()
     };
     assert_eq!(values(&after), values(&before));
-    after.restore_devices(&before.devices_batch());
+    before.rows(TableId::RawEvents).iter().for_each(|batch| after.restore_events(batch));
     assert_eq!(after.device("d").unwrap().events, 2);
     assert_eq!(after.device("d").unwrap().last_seen, Timestamp(ARRIVAL + 1));
     // The log's tail again: nothing changes, an older value does not come back.
     after.set_start_offsets([2; TableId::COUNT]);
     assert_eq!(ingest(&after, [("d", format!(r#"{{"ts":{MINUTE},"text":"old"}}"#))]).readings, 1);
     assert_eq!(values(&after), values(&before));
+}
+
+#[test]
+fn what_is_saved_comes_back_and_no_event_is_counted_twice() {
+    let before = Shard::new(0);
+    ingest(
+        &before,
+        [
+            ("d", format!(r#"{{"ts":{MINUTE},"n":1.5,"t":"x","b":true}}"#)),
+            ("silent", "[]".to_owned()),
+            ("d", format!(r#"{{"ts":{},"n":2}}"#, MINUTE + 5)),
+        ],
+    );
+    let events = before.rows(TableId::RawEvents);
+    let saved: Vec<_> = before.saved_rows().collect();
+    assert_eq!(saved.iter().map(RecordBatch::num_rows).sum::<usize>(), 4);
+    let after = Shard::new(0);
+    saved.iter().for_each(|rows| after.restore_saved(rows));
+    assert_eq!(after.snapshot("d"), before.snapshot("d"));
+    assert_eq!(after.devices(None, 9), before.devices(None, 9));
+    // Rows of merged files, and the log from further back, have events again that are counted.
+    events.iter().for_each(|rows| after.restore_events(rows));
+    assert_eq!(after.devices(None, 9), before.devices(None, 9));
+    after.set_start_offsets([2; TableId::COUNT]);
+    ingest(&after, [("d", format!(r#"{{"ts":{},"n":2}}"#, MINUTE + 5)), ("d", r#"{"n":3}"#.to_owned())]);
+    assert_eq!(after.device("d").unwrap().events, 3);
+    // And are saved as counted.
+    let again = Shard::new(0);
+    after.saved_rows().for_each(|rows| again.restore_saved(&rows));
+    events.iter().for_each(|rows| again.restore_events(rows));
+    assert_eq!(again.device("d").unwrap().events, 3);
+}
+
+#[test]
+fn a_query_of_one_device_gets_its_open_rollups_only() {
+    let shard = Shard::new(0);
+    ingest(&shard, [("a", r#"{"v":1}"#), ("b", r#"{"v":2,"w":3}"#)]);
+    let rollups = |device: Option<&str>| {
+        let rows = shard.rows_for(TableId::MetricRollups, device);
+        rows.iter().flat_map(|rows| texts(rows, "device_id")).collect::<Vec<_>>()
+    };
+    assert_eq!(rollups(Some("b")), ["b", "b"]);
+    assert_eq!(rollups(Some("a")), ["a"]);
+    assert!(rollups(Some("c")).is_empty());
+    assert_eq!(rollups(None), ["a", "b", "b"]);
 }
 
 #[test]
