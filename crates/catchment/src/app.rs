@@ -29,7 +29,7 @@ use catchment_serve::sql::{RealmTables, SqlConfig, SqlEngine};
 use catchment_sim::MqttTarget;
 use catchment_store::history::History;
 use catchment_store::live::{LiveConfig, LiveHub};
-use catchment_store::registry::{NewToken, Registry, Role};
+use catchment_store::registry::{NewToken, Registry, RegistryPlace, Role};
 use catchment_store::shard::{Shard, ShardConfig};
 use catchment_types::DEFAULT_REALM;
 use prometheus_client::registry::Registry as MetricsRegistry;
@@ -146,10 +146,7 @@ impl App {
         let addresses = Addresses(listeners.addresses().into());
         let anonymous = settings.loopback_only();
 
-        let registry = Arc::new(
-            Registry::open_with(&path_of(&engines, Seam::Registry)?, settings.admission.passwords.clone())
-                .await?,
-        );
+        let registry = open_registry(&engines, &settings).await?;
         make_administrator(&registry, &folder).await?;
         let decoders = Arc::new(Decoders::new(registry.rule_set().await?));
         let log = open_log(&path_of(&engines, Seam::Log)?, &settings).await?;
@@ -214,7 +211,7 @@ impl App {
             live: Arc::clone(&live),
             registry: Arc::clone(&registry),
             access: Arc::clone(&admission) as Arc<dyn catchment_serve::access::Access>,
-            decoders,
+            decoders: Arc::clone(&decoders),
             sql: Arc::clone(&sql),
             platform: Arc::new(platform),
             metrics: Arc::new(metrics),
@@ -227,6 +224,8 @@ impl App {
         let history_stop = CancellationToken::new();
         let mut background = JoinSet::new();
         background.spawn(release(Arc::clone(&log), Arc::clone(&history)));
+        background.spawn(Arc::clone(&registry).follow());
+        background.spawn(apply_rules(Arc::clone(&registry), Arc::clone(&decoders), Arc::clone(&gateway)));
         let history_task = tokio::spawn(history.run(history_stop.clone()));
         let mut servers = JoinSet::new();
         let pg_tls = listeners.pg_tls();
@@ -338,12 +337,44 @@ fn path_of(engines: &[(Seam, Engine)], seam: Seam) -> anyhow::Result<PathBuf> {
     }
 }
 
+async fn open_registry(engines: &[(Seam, Engine)], settings: &Settings) -> anyhow::Result<Arc<Registry>> {
+    let place = match engines.iter().find(|(seam, _)| *seam == Seam::Registry) {
+        Some((_, Engine::Postgres(url))) => RegistryPlace::Postgres(url.clone()),
+        _ => RegistryPlace::File(path_of(engines, Seam::Registry)?),
+    };
+    Ok(Arc::new(Registry::open_at(place, settings.admission.passwords.clone()).await?))
+}
+
+/// Brings decoders and routes into force that other processes have changed.
+async fn apply_rules(registry: Arc<Registry>, decoders: Arc<Decoders>, gateway: Arc<Gateway>) {
+    if !registry.is_shared() {
+        return;
+    }
+    let mut changes = registry.subscribe();
+    while changes.changed().await.is_ok() {
+        if let Err(error) = registry.apply_decoders(&decoders).await {
+            tracing::error!(%error, "changed decoders are not in force; those before stay");
+        }
+        if let Err(error) = gateway.reread_routes().await {
+            tracing::error!(%error, "changed routes are not in force; those before stay");
+        }
+    }
+}
+
 /// Makes the administrator's token at the first start, and puts it back into its file if that has gone.
 async fn make_administrator(registry: &Registry, folder: &DataFolder) -> anyhow::Result<()> {
     let tokens = registry.tokens().await?;
     if read_admin_token(folder.path()).is_ok()
         && tokens.iter().any(|token| token.role == Role::Admin && token.realm == DEFAULT_REALM)
     {
+        return Ok(());
+    }
+    if registry.is_shared()
+        && tokens.iter().any(|token| token.role == Role::Admin && token.realm == DEFAULT_REALM)
+    {
+        tracing::info!(
+            "the registry has an administrator's token already; the process that made it has it in its data folder"
+        );
         return Ok(());
     }
     let new = NewToken { realm: DEFAULT_REALM, name: ADMIN, role: Role::Admin, device_id: None };

@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use catchment_gateway::transport::{ListenerConfig, Protocol};
+use catchment_store::registry::RegistryPlace;
 
-use crate::engines::{self, Seam};
+use crate::engines::{self, Engine, Seam};
 use crate::folder;
 use crate::settings::{MEMORY_BYTES_MIN, Settings};
 use crate::table;
@@ -111,12 +112,26 @@ fn engine(settings: &Settings, seam: Seam) -> Finding {
     let url = settings.engines.get(seam);
     let shown = url.map(engines::hide_credentials).unwrap_or_default();
     match engines::resolve(seam, url, &settings.data) {
+        Ok(Engine::Postgres(url)) => {
+            let (found, verdict) = match probe_registry(&url) {
+                Ok(found) => (format!("{shown} → {found}"), Verdict::Good),
+                Err(error) => (shown, Verdict::Bad(error)),
+            };
+            finding(format!("engine {}", seam.name()), found, verdict)
+        }
         Ok(engine) => {
             let arrow = if shown.is_empty() { "" } else { " → " };
             finding(format!("engine {}", seam.name()), format!("{shown}{arrow}{engine}"), Verdict::Good)
         }
         Err(error) => finding(format!("engine {}", seam.name()), shown, Verdict::Bad(error.to_string())),
     }
+}
+
+/// Asks the database what it is.
+fn probe_registry(url: &str) -> Result<String, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let place = RegistryPlace::Postgres(url.to_owned());
+    runtime.map_err(|error| error.to_string())?.block_on(place.probe()).map_err(|error| error.to_string())
 }
 
 fn roles(settings: &Settings) -> Finding {

@@ -1,11 +1,12 @@
 //! The one place where engine URLs are resolved.
 //!
 //! Nothing given, or `file:PATH`, is the embedded engine in one folder. Another scheme names an engine of its own; one that
-//! is not in this build answers so by name.
+//! is not in this build answers so by name. Secrets in URLs are never shown.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use catchment_store::registry::RegistryPlace;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -34,7 +35,7 @@ impl Seam {
         }
     }
 
-    /// Schemes that will name an engine here, with the engine's name.
+    /// Schemes that name an engine here, or will, with the engine's name.
     const fn schemes(self) -> &'static [(&'static str, &'static str)] {
         match self {
             Self::Log => &[("kafka", "kafka")],
@@ -82,12 +83,14 @@ impl EngineUrls {
 }
 
 /// What a seam resolves to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub(crate) enum Engine {
     /// The embedded engine at this path.
     Embedded(PathBuf),
     /// The embedded engine in this process's memory, rebuilt on start.
     Memory,
+    /// A PostgreSQL database, by its URL.
+    Postgres(String),
     /// Nothing.
     Off,
 }
@@ -97,8 +100,15 @@ impl fmt::Display for Engine {
         match self {
             Self::Embedded(path) => write!(f, "embedded in {}", path.display()),
             Self::Memory => f.write_str("embedded, in memory"),
+            Self::Postgres(url) => RegistryPlace::Postgres(url.clone()).fmt(f),
             Self::Off => f.write_str("off"),
         }
+    }
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
     }
 }
 
@@ -133,6 +143,9 @@ pub(crate) fn resolve(seam: Seam, url: Option<&str>, data: &Path) -> Result<Engi
             ("", Some(folder)) => Ok(Engine::Embedded(data.join(folder))),
             (path, Some(_)) => Ok(Engine::Embedded(PathBuf::from(path))),
         };
+    }
+    if let (Seam::Registry, "postgres" | "postgresql") = (seam, scheme) {
+        return Ok(Engine::Postgres(url.to_owned()));
     }
     match seam.schemes().iter().find(|(known, _)| *known == scheme) {
         Some((_, engine)) => Err(BadEngine::NotBuilt { seam, engine }),
@@ -177,6 +190,13 @@ mod tests {
         assert!(error.starts_with("the engine kafka is not in this build;"), "{error}");
         let error = resolve(Seam::Log, Some("redis://u:secret@h"), Path::new("/d")).unwrap_err().to_string();
         assert!(error.contains("kafka://…") && !error.contains("secret"), "{error}");
+    }
+
+    #[test]
+    fn a_registry_in_postgresql_hides_its_password() {
+        let engine = resolve(Seam::Registry, Some("postgresql://u:secret@h/d"), Path::new("/d")).unwrap();
+        assert_eq!(engine.to_string(), "postgresql://h/d");
+        assert_eq!(format!("{engine:?}"), "postgresql://h/d");
     }
 
     #[test]

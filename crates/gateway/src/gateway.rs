@@ -250,6 +250,14 @@ impl Gateway {
         self.routes.keep_in(store).await
     }
 
+    /// Brings routes into force that another process has added or removed.
+    ///
+    /// # Errors
+    /// The store failed; what was in force stays so.
+    pub async fn reread_routes(&self) -> Result<(), RouteStoreError> {
+        self.routes.reread().await
+    }
+
     /// Publishes a message of the server's own to the subscribers of a realm. It does not become an event.
     ///
     /// # Errors

@@ -1,37 +1,34 @@
-//! The registry: realms, devices, decoders, routes, tokens, passwords, rules about topics and bans, in SQLite.
+//! The registry: realms, devices, decoders, routes, tokens, passwords, rules about topics and bans, in SQLite or PostgreSQL.
 //!
-//! - One file, WAL, full synchronisation: a change that was answered survives a power cut. Schema changes are
-//!   migrations, embedded in the binary and applied on opening.
+//! - SQLite: one file, WAL, full synchronisation: a change that was answered survives a power cut. PostgreSQL: a database
+//!   that processes share; they tell each other of changes (`share`). Schema changes are migrations, the same for both,
+//!   embedded in the binary and applied on opening.
 //! - Of a token only its SHA-256 is stored. Tokens are cached in memory whole, so checking one touches no disk.
 //! - Every change raises [`Registry::subscribe`]'s generation, after it is committed and visible.
 //! - Devices, tokens, passwords, rules and bans belong to a realm; decoders are those of the realm `main`.
 //!
-//! The SQL is kept to what SQLite and PostgreSQL have in common.
+//! The SQL is kept to what SQLite and PostgreSQL have in common, and to texts and 64-bit integers.
 
 mod access;
 mod decoders;
 mod devices;
 mod passwords;
+mod place;
 mod routes;
+mod share;
 mod tokens;
 
 #[cfg(test)]
 mod tests;
 
-use std::borrow::Cow;
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use catchment_decode::RuleError;
 use catchment_types::BadName;
 use parking_lot::{Mutex, RwLock};
-use sqlx::SqlSafeStr;
-use sqlx::migrate::{Migration, MigrationType, Migrator};
-use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
-};
+use sqlx::AnyPool;
 use thiserror::Error;
 use tokio::sync::watch;
 
@@ -39,32 +36,32 @@ pub use access::{Access, AclRecord, BanRecord, Banned, RealmRecord, device_name}
 pub use decoders::{DEFAULT_DECODER, DecoderRecord};
 pub use devices::{DeviceRecord, Labels};
 pub use passwords::{BadPasswordConfig, PasswordConfig, PasswordError};
+pub use place::RegistryPlace;
+use share::Change;
 pub use tokens::{Identity, NewToken, Role, TOKEN_PREFIX, TokenRecord};
-
-/// How long a writer waits for another before it gives up.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
-const CONNECTIONS_MAX: u32 = 4;
 
 /// What went wrong in the registry.
 #[derive(Debug, Error)]
 pub enum RegistryError {
-    /// The file cannot be opened or brought up to date.
-    #[error("the registry {path} cannot be opened: {source}", path = path.display())]
+    /// The file cannot be opened, or the database cannot be reached.
+    #[error("the registry {place} cannot be opened: {source}")]
     Open {
-        /// The file.
-        path: PathBuf,
+        /// Where it is.
+        place: RegistryPlace,
         /// Why.
         source: sqlx::Error,
     },
-    /// The file was written by a newer version, or a migration failed.
-    #[error("the registry {path} cannot be brought up to date: {source}; was it written by a newer version?", path = path.display())]
+    /// It was written by a newer version, or a migration failed.
+    #[error(
+        "the registry {place} cannot be brought up to date: {source}; was it written by a newer version?"
+    )]
     Migrate {
-        /// The file.
-        path: PathBuf,
+        /// Where it is.
+        place: RegistryPlace,
         /// Why.
         source: sqlx::migrate::MigrateError,
     },
-    /// A statement failed: disk full, file locked by another process for too long.
+    /// A statement failed: disk full, file locked by another process for too long, database out of reach.
     #[error("the registry failed: {0}")]
     Database(#[from] sqlx::Error),
     /// A row holds something that this version cannot read.
@@ -110,7 +107,10 @@ pub enum RegistryError {
 /// Devices, decoders and tokens.
 #[derive(Debug)]
 pub struct Registry {
-    pool: SqlitePool,
+    place: RegistryPlace,
+    /// Tells this process's changes from others'.
+    node: String,
+    pool: AnyPool,
     tokens: RwLock<HashMap<[u8; 32], Arc<Identity>>>,
     generation: watch::Sender<u64>,
     applying: tokio::sync::Mutex<()>,
@@ -135,23 +135,18 @@ impl Registry {
     /// # Errors
     /// As there.
     pub async fn open_with(path: &Path, passwords: PasswordConfig) -> Result<Self, RegistryError> {
-        let options = SqliteConnectOptions::new()
-            .filename(path)
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .busy_timeout(BUSY_TIMEOUT)
-            .foreign_keys(true);
-        let pool = SqlitePoolOptions::new()
-            .max_connections(CONNECTIONS_MAX)
-            .connect_with(options)
-            .await
-            .map_err(|source| RegistryError::Open { path: path.to_owned(), source })?;
-        migrator()
-            .run(&pool)
-            .await
-            .map_err(|source| RegistryError::Migrate { path: path.to_owned(), source })?;
+        Self::open_at(RegistryPlace::File(path.to_owned()), passwords).await
+    }
+
+    /// Opens or creates the registry. One in PostgreSQL is to be followed: [`Self::follow`].
+    ///
+    /// # Errors
+    /// It cannot be reached or used, was written by a newer version, or holds what cannot be read.
+    pub async fn open_at(place: RegistryPlace, passwords: PasswordConfig) -> Result<Self, RegistryError> {
+        let pool = place.open().await?;
         let registry = Self {
+            place,
+            node: hex::encode(tokens::random::<8>()?),
             pool,
             tokens: RwLock::default(),
             generation: watch::Sender::new(0),
@@ -167,6 +162,12 @@ impl Registry {
         Ok(registry)
     }
 
+    /// Whether other processes may change it.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        matches!(self.place, RegistryPlace::Postgres(_))
+    }
+
     /// The number of changes so far; wakes on each.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<u64> {
@@ -178,18 +179,13 @@ impl Registry {
         self.pool.close().await;
     }
 
-    fn changed(&self) {
+    /// A change of decoders, routes, devices or tokens that others are to know of.
+    async fn changed(&self, change: Change) {
+        self.changed_here();
+        self.tell(change).await;
+    }
+
+    fn changed_here(&self) {
         self.generation.send_modify(|generation| *generation += 1);
     }
-}
-
-fn migrator() -> Migrator {
-    let migration = |version, description, sql: &'static str| {
-        Migration::new(version, Cow::Borrowed(description), MigrationType::Simple, sql.into_sql_str(), false)
-    };
-    Migrator::with_migrations(vec![
-        migration(1, "registry", include_str!("../migrations/0001_registry.sql")),
-        migration(2, "admission", include_str!("../migrations/0002_admission.sql")),
-        migration(3, "routes", include_str!("../migrations/0003_routes.sql")),
-    ])
 }

@@ -115,8 +115,13 @@ impl RouteBook {
     /// Keeps routes that are added here from now on, and brings those into force that are there. One that does not work
     /// any more is left out and logged. A second store is ignored.
     pub(crate) async fn keep_in(&self, store: Arc<dyn RouteStore>) -> Result<(), RouteStoreError> {
-        let _changing = self.changing.lock().await;
         let _ = self.store.set(store);
+        self.reread().await
+    }
+
+    /// Brings those into force that are in the store now.
+    pub(crate) async fn reread(&self) -> Result<(), RouteStoreError> {
+        let _changing = self.changing.lock().await;
         let mut usable = Vec::new();
         for rule in self.added().await? {
             usable.push(rule);

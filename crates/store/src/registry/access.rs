@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use catchment_types::{RateLimits, Timestamp, check_realm};
 use tokio::sync::watch;
 
+use super::share::Change;
 use super::tokens::random;
 use super::{Registry, RegistryError};
 
@@ -193,7 +194,13 @@ impl Registry {
         self.withdrawn.lock().get(name).is_some_and(|at| *at >= since)
     }
 
-    pub(super) fn withdraw(&self, name: String) {
+    /// Withdraws here, and has others do so.
+    pub(super) async fn withdraw(&self, name: String) {
+        self.withdraw_here(name.clone());
+        self.tell(Change::Withdrawn(name)).await;
+    }
+
+    pub(super) fn withdraw_here(&self, name: String) {
         let now = Instant::now();
         {
             let mut withdrawn = self.withdrawn.lock();
@@ -201,6 +208,13 @@ impl Registry {
             withdrawn.insert(name, now);
         }
         self.access_changes.send_modify(|changes| *changes += 1);
+    }
+
+    /// After a change of what admission decides by.
+    async fn access_changed(&self) -> Result<(), RegistryError> {
+        self.load_access().await?;
+        self.tell(Change::Access).await;
+        Ok(())
     }
 
     pub(super) async fn load_access(&self) -> Result<(), RegistryError> {
@@ -259,7 +273,7 @@ impl Registry {
         .bind(Timestamp::now().as_micros())
         .execute(&self.pool)
         .await?;
-        self.load_access().await?;
+        self.access_changed().await?;
         Ok(is_new)
     }
 
@@ -297,7 +311,7 @@ impl Registry {
         .bind(record.created_at.as_micros())
         .execute(&self.pool)
         .await?;
-        self.load_access().await?;
+        self.access_changed().await?;
         Ok(record)
     }
 
@@ -307,7 +321,7 @@ impl Registry {
     /// The registry failed.
     pub async fn delete_acl(&self, id: &str) -> Result<bool, RegistryError> {
         let deleted = sqlx::query("DELETE FROM acl WHERE id = $1").bind(id).execute(&self.pool).await?;
-        self.load_access().await?;
+        self.access_changed().await?;
         Ok(deleted.rows_affected() > 0)
     }
 
@@ -339,7 +353,7 @@ impl Registry {
         .bind(now.as_micros())
         .execute(&self.pool)
         .await?;
-        self.load_access().await?;
+        self.access_changed().await?;
         Ok(record)
     }
 
@@ -349,7 +363,7 @@ impl Registry {
     /// The registry failed.
     pub async fn delete_ban(&self, id: &str) -> Result<bool, RegistryError> {
         let deleted = sqlx::query("DELETE FROM bans WHERE id = $1").bind(id).execute(&self.pool).await?;
-        self.load_access().await?;
+        self.access_changed().await?;
         Ok(deleted.rows_affected() > 0)
     }
 }

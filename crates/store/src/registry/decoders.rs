@@ -3,6 +3,7 @@
 use catchment_decode::{DecoderRule, Decoders, RuleSet};
 use catchment_types::{DEFAULT_REALM, Timestamp, check_event_type};
 
+use super::share::Change;
 use super::{Registry, RegistryError};
 
 /// In place of a type: the rule of all types that have none of their own.
@@ -60,7 +61,7 @@ impl Registry {
                 .await?;
         }
         transaction.commit().await?;
-        self.changed();
+        self.changed(Change::Rules).await;
         Ok(replaced == 0)
     }
 
@@ -105,7 +106,7 @@ impl Registry {
             .await?
             .rows_affected();
         if deleted > 0 {
-            self.changed();
+            self.changed(Change::Rules).await;
         }
         Ok(deleted > 0)
     }

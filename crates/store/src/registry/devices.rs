@@ -4,6 +4,7 @@ use catchment_types::{DEFAULT_REALM, Timestamp, check_device_id};
 use serde_json::{Map, Value};
 
 use super::access::device_name;
+use super::share::Change;
 use super::{Identity, Registry, RegistryError};
 
 /// Labels of a device: a flat JSON object that means what its users want.
@@ -140,7 +141,7 @@ impl Registry {
         .await?;
         transaction.commit().await?;
         if is_new || replace {
-            self.changed();
+            self.changed(Change::Rules).await;
         }
         Ok((record(row)?, is_new))
     }
@@ -198,8 +199,8 @@ impl Registry {
             };
             self.tokens.write().retain(|_, identity| !is_its(identity));
             self.passwords.forget(realm, device_id);
-            self.withdraw(device_name(realm, device_id));
-            self.changed();
+            self.withdraw(device_name(realm, device_id)).await;
+            self.changed(Change::Rules).await;
         }
         Ok(deleted > 0)
     }

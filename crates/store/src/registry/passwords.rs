@@ -147,6 +147,10 @@ impl Cache {
         self.young.insert(key, entry);
     }
 
+    fn forget_all(&mut self) {
+        *self = Self { epoch: self.epoch + 1, ..Self::default() };
+    }
+
     fn forget(&mut self, device: &str) {
         self.epoch += 1;
         self.young.retain(|_, entry| *entry.device != *device);
@@ -191,6 +195,11 @@ impl Passwords {
     /// Forgets everything about a device.
     pub(super) fn forget(&self, realm: &str, device_id: &str) {
         self.cache.lock().forget(&format!("{realm}/{device_id}"));
+    }
+
+    /// Forgets everything.
+    pub(super) fn forget_all(&self) {
+        self.cache.lock().forget_all();
     }
 
     /// Runs a hash when it is its turn.
@@ -269,8 +278,8 @@ impl Registry {
         .execute(&self.pool)
         .await?;
         self.passwords.forget(realm, device_id);
-        self.withdraw(format!("password:{realm}/{device_id}"));
-        self.changed();
+        self.withdraw(format!("password:{realm}/{device_id}")).await;
+        self.changed_here();
         Ok(password)
     }
 
@@ -285,7 +294,7 @@ impl Registry {
             .execute(&self.pool)
             .await?;
         self.passwords.forget(realm, device_id);
-        self.withdraw(format!("password:{realm}/{device_id}"));
+        self.withdraw(format!("password:{realm}/{device_id}")).await;
         Ok(deleted.rows_affected() > 0)
     }
 

@@ -2,6 +2,7 @@
 
 use catchment_types::Timestamp;
 
+use super::share::Change;
 use super::{Registry, RegistryError};
 
 impl Registry {
@@ -29,7 +30,7 @@ impl Registry {
         .bind(Timestamp::now().as_micros())
         .execute(&self.pool)
         .await?;
-        self.changed();
+        self.changed(Change::Rules).await;
         Ok(())
     }
 
@@ -44,7 +45,7 @@ impl Registry {
             .await?
             .rows_affected();
         if deleted > 0 {
-            self.changed();
+            self.changed(Change::Rules).await;
         }
         Ok(deleted > 0)
     }

@@ -15,7 +15,8 @@ use rand::rngs::OsRng;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Registry, RegistryError};
+use super::share::Change;
+use super::{Registry, RegistryError, RegistryPlace};
 
 /// What every token starts with, so that scanners for leaked secrets find them.
 pub const TOKEN_PREFIX: &str = "ctm_";
@@ -182,7 +183,7 @@ impl Registry {
         .execute(&self.pool)
         .await?;
         self.tokens.write().insert(hash, Arc::new(identity(&record)));
-        self.changed();
+        self.changed(Change::Token(record.id.clone())).await;
         Ok(record)
     }
 
@@ -205,16 +206,22 @@ impl Registry {
     /// # Errors
     /// It is the last administrator's token, or the registry failed.
     pub async fn delete_token(&self, id: &str) -> Result<bool, RegistryError> {
-        // One statement, so that two that remove each other's token at once cannot both succeed.
+        // Two that remove each other's token at once must not both succeed. SQLite has one writer at a time.
+        let mut transaction = self.pool.begin().await?;
+        if let RegistryPlace::Postgres(_) = self.place {
+            let lock = "LOCK TABLE tokens IN SHARE ROW EXCLUSIVE MODE";
+            sqlx::query(lock).execute(&mut *transaction).await?;
+        }
         let deleted = sqlx::query(
             "DELETE FROM tokens WHERE id = $2 AND (role <> 'admin' OR realm <> $1
              OR EXISTS (SELECT 1 FROM tokens other WHERE other.realm = $1 AND other.role = 'admin' AND other.id <> $2))",
         )
         .bind(DEFAULT_REALM)
         .bind(id)
-        .execute(&self.pool)
+        .execute(&mut *transaction)
         .await?
         .rows_affected();
+        transaction.commit().await?;
         if deleted == 0 {
             let remains: Option<(String,)> = sqlx::query_as("SELECT id FROM tokens WHERE id = $1")
                 .bind(id)
@@ -223,8 +230,8 @@ impl Registry {
             return if remains.is_some() { Err(RegistryError::LastAdmin) } else { Ok(false) };
         }
         self.tokens.write().retain(|_, identity| identity.token_id != id);
-        self.withdraw(format!("token:{id}"));
-        self.changed();
+        self.withdraw(format!("token:{id}")).await;
+        self.changed_here();
         Ok(true)
     }
 
@@ -232,6 +239,21 @@ impl Registry {
         let rows = self.token_rows().await?;
         let loaded = rows.into_iter().map(|(record, hash)| (hash, Arc::new(identity(&record)))).collect();
         *self.tokens.write() = loaded;
+        Ok(())
+    }
+
+    /// Reads one token that another process has made.
+    pub(super) async fn load_token(&self, id: &str) -> Result<(), RegistryError> {
+        let row: Option<Row> = sqlx::query_as(
+            "SELECT id, realm, name, role, device_id, created_at, sha256 FROM tokens WHERE id = $1",
+        )
+        .bind(id)
+        .fetch_optional(&self.pool)
+        .await?;
+        if let Some(row) = row {
+            let (record, hash) = read_row(row)?;
+            self.tokens.write().insert(hash, Arc::new(identity(&record)));
+        }
         Ok(())
     }
 
