@@ -1,11 +1,13 @@
-"""Fixtures: a server for everybody, servers of one's own, device names that nobody else uses."""
+"""Fixtures: a server for everybody, servers of one's own, real services, device names that nobody else uses."""
 
 import itertools
+import os
 import signal
 
 import pytest
 
 from harness import BINARY, Server
+from harness.services import KINDS, ServiceError
 
 _numbers = itertools.count(1)
 _running = []
@@ -42,6 +44,43 @@ def new_server(tmp_path):
     for made in own:
         made.close()
         _running.remove(made)
+
+
+@pytest.fixture(scope="session")
+def service():
+    """Gives the address of a real service by its name; starts it unless it runs. What was started here stops here.
+
+    One that cannot be had is a failure in CI; elsewhere the test is skipped, and its reason listed as NOT RUN. What is
+    large is not installed unasked: `cargo xtask services up --only NAME` asks, and so does CATCHMENT_TEST_LARGE.
+    """
+    started = []
+
+    def address(name):
+        wanted = KINDS[name]()
+        if wanted.is_large and not (wanted.own_address() or wanted.running() or os.environ.get("CATCHMENT_TEST_LARGE")):
+            pytest.skip(f"{name} is large: start it by `cargo xtask services up --only {name}`")
+        try:
+            was_there = wanted.own_address() or wanted.running()
+            found = wanted.up()
+        except ServiceError as error:
+            if os.environ.get("CI"):
+                pytest.fail(f"the service {name} cannot be had: {error}")
+            pytest.skip(f"{name} cannot be had: {error}")
+        if not was_there:
+            started.append(wanted)
+        return found
+
+    yield address
+    for own in started:
+        own.down()
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What was left out is told by name: `cargo xtask test` repeats it in its summary."""
+    for report in terminalreporter.getreports("skipped"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        reason = str(reason).removeprefix("Skipped: ").splitlines()[0]
+        terminalreporter.write_line(f"NOT RUN  {report.nodeid}: {reason}")
 
 
 @pytest.fixture

@@ -13,6 +13,10 @@ cargo xtask test [--only STEP,…] [--skip STEP,…] [-k EXPRESSION] [--keep-goi
     --keep-going     goes on after a failure
 cargo xtask tidy
     Checks only the rules of this repository.
+cargo xtask services up|down|status [--only NAME,…] [--wipe]
+    Runs real services on free ports of loopback, with their data in the target folder, for tests and for trying things
+    out: kafka, postgres, redis, s3, mosquitto, and, when it is named, clickhouse. `up` installs what is missing and
+    prints the variables that tests take; `down --wipe` removes the data too.
 
 Steps, in order:
 ";
@@ -26,6 +30,8 @@ pub(crate) enum Command {
     Test(Selection),
     /// Run the tidy check alone.
     Tidy,
+    /// Start, stop or show real services; the arguments are understood there.
+    Services(Vec<String>),
 }
 
 /// Which steps, and how.
@@ -57,6 +63,7 @@ pub(crate) fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Comma
             None => Ok(Command::Tidy),
             Some(other) => bail!("tidy takes no arguments, but there is `{other}`"),
         },
+        Some("services") => Ok(Command::Services(arguments.collect())),
         None | Some("help" | "--help" | "-h") => Ok(Command::Help),
         Some(other) => bail!("there is no command `{other}`; see `cargo xtask help`"),
     }

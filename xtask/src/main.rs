@@ -2,9 +2,11 @@
 //!
 //! `cargo xtask test` checks everything there is to check and installs what that needs; `.ci/run` calls it too.
 //! `cargo xtask tidy` is the part of it that takes a second: the rules of this repository that no other tool knows.
+//! `cargo xtask services` runs the real engines (`tests/harness/services`).
 
 mod arguments;
 mod process;
+mod services;
 mod steps;
 mod tidy;
 mod tools;
@@ -53,6 +55,10 @@ fn main() -> ExitCode {
                 let findings = tidy::check(&places.root)?;
                 findings.iter().for_each(|finding| println!("{finding}"));
                 Ok(findings.is_empty())
+            }
+            Command::Services(arguments) => {
+                let mut command = tools::services(&places)?;
+                Ok(command.args(arguments).status().context("cannot start Python")?.success())
             }
         }
     });

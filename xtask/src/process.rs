@@ -34,21 +34,38 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Like [`run`], and counts the results that `cargo test` and pytest print. Says also whether the command ended well.
-pub(crate) fn run_counted(command: &mut Command) -> Result<(Tally, bool)> {
+/// What a run of tests came to.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    /// Tests counted.
+    pub tally: Tally,
+    /// Whether the command ended well.
+    pub is_good: bool,
+    /// Tests that say that they were left out, with the reason: lines that begin with [`NOT_RUN`].
+    pub not_run: Vec<String>,
+}
+
+/// How a test says that it was left out.
+const NOT_RUN: &str = "NOT RUN  ";
+
+/// Like [`run`], and counts the results that `cargo test` and pytest print.
+pub(crate) fn run_counted(command: &mut Command) -> Result<Outcome> {
     print_command(command);
     let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| cannot_start(command))?;
     let output = child.stdout.take().context("the program's output is not connected")?;
-    let mut tally = Tally::default();
+    let mut outcome = Outcome::default();
     let mut stdout = std::io::stdout();
     for line in BufReader::new(output).split(b'\n') {
         let mut line = line.context("reading the program's output")?;
-        tally += results_in(&String::from_utf8_lossy(&line));
+        let text = String::from_utf8_lossy(&line);
+        outcome.tally += results_in(&text);
+        outcome.not_run.extend(text.strip_prefix(NOT_RUN).map(|what| what.trim().to_owned()));
         line.push(b'\n');
         stdout.write_all(&line).and_then(|()| stdout.flush()).context("writing the program's output")?;
     }
     let status = child.wait().with_context(|| format!("waiting for `{}`", name(command)))?;
-    Ok((tally, status.success()))
+    outcome.is_good = status.success();
+    Ok(outcome)
 }
 
 /// What a command prints, or an error that carries what it complained of.
@@ -96,7 +113,8 @@ fn print_command(command: &Command) {
         .chain(command.get_args())
         .map(|word| word.to_string_lossy())
         .collect();
-    println!("$ {}", words.join(" "));
+    // Not on standard output: that of `cargo xtask services up` is for a shell.
+    eprintln!("$ {}", words.join(" "));
 }
 
 /// Counts in `test result: ok. 3 passed; 0 failed; …` of cargo and `=== 1 failed, 3 passed in 0.12s ===` of pytest,

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 use crate::arguments::Selection;
-use crate::process::Tally;
+use crate::process::{Outcome, Tally};
+use crate::services::Services;
 use crate::{Places, process, tidy, tools};
 
 struct Step {
@@ -130,14 +131,18 @@ fn one_command(mut command: Command) -> Result<Done> {
     process::run(&mut command).map(|()| Done::good())
 }
 
-fn counted(command: &mut Command) -> Result<Done> {
-    let (tally, is_good) = process::run_counted(command)?;
-    Ok(Done { tally, is_good, not_run: Vec::new() })
+/// Runs tests, with the services that they need.
+fn counted(places: &Places, command: &mut Command) -> Result<Done> {
+    let services = Services::start(places)?;
+    let Outcome { tally, is_good, mut not_run } =
+        process::run_counted(command.envs(services.variables.iter().cloned()))?;
+    not_run.extend(services.not_run.iter().cloned());
+    Ok(Done { tally, is_good, not_run })
 }
 
 /// First of all, so that a tool that cannot be had is known before the long build and not after it.
 fn install_tools(places: &Places, selection: &Selection) -> Result<Done> {
-    if selection.has("pytest") {
+    if selection.has("pytest") || selection.has("test") {
         tools::install_commands()?;
         tools::python(places)?;
     }
@@ -167,7 +172,7 @@ fn clippy(places: &Places, _: &Selection) -> Result<Done> {
 
 /// In the release profile, so that dependencies are built once for users, tests and benchmarks.
 fn test(places: &Places, _: &Selection) -> Result<Done> {
-    counted(&mut cargo(places, "test --locked --release --workspace --no-fail-fast"))
+    counted(places, &mut cargo(places, "test --locked --release --workspace --no-fail-fast"))
 }
 
 fn pytest(places: &Places, selection: &Selection) -> Result<Done> {
@@ -182,7 +187,7 @@ fn pytest(places: &Places, selection: &Selection) -> Result<Done> {
     if let Some(expression) = &selection.expression {
         command.args(["-k", expression]);
     }
-    counted(&mut command)
+    counted(places, &mut command)
 }
 
 fn doc(places: &Places, _: &Selection) -> Result<Done> {

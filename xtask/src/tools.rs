@@ -18,6 +18,7 @@ const PROBE_LIMIT: Duration = Duration::from_secs(20);
 /// A line of shell that ends well where the tool is installed, and the Debian package that brings it.
 const DEBIAN_TOOLS: &[(&str, &str)] = &[
     ("command -v mosquitto_pub && command -v mosquitto_sub", "mosquitto-clients"),
+    ("command -v kcat", "kcat"),
     ("command -v psql", "postgresql-client"),
     ("command -v curl", "curl"),
     ("python3 -c 'import venv, ensurepip'", "python3-venv"),
@@ -83,6 +84,14 @@ pub(crate) fn python(places: &Places) -> Result<PathBuf> {
     run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--requirement"]).arg(&requirements))?;
     std::fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))?;
     Ok(python)
+}
+
+/// What installs, starts and stops the real services; its arguments are to be added.
+pub(crate) fn services(places: &Places) -> Result<Command> {
+    let mut command = Command::new(python(places)?);
+    command.args(["-m", "harness.services"]).current_dir(places.root.join("tests"));
+    command.env("CARGO_TARGET_DIR", &places.target);
+    Ok(command)
 }
 
 /// The path of `cargo-deny`. Built with little optimisation: its own release profile takes three times as long.

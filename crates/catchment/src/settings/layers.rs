@@ -13,6 +13,8 @@ const FILE: &str = "catchment.toml";
 const PREFIX: &str = "CATCHMENT_";
 /// Variables that are for the client commands.
 const OF_CLIENTS: [&str; 3] = ["CATCHMENT_CA", "CATCHMENT_TOKEN", "CATCHMENT_URL"];
+/// Variables that are for the tests, which a developer's shell may well have: addresses of services.
+const OF_TESTS: &str = "CATCHMENT_TEST_";
 
 /// Settings from the command line: key and value.
 pub(crate) type Overrides = Vec<(&'static str, String)>;
@@ -45,7 +47,8 @@ pub(crate) fn load(
         None => None,
     };
     let environment: HashMap<String, String> = environment
-        .filter(|(name, _)| name.starts_with(PREFIX) && !OF_CLIENTS.contains(&name.as_str()))
+        .filter(|(name, _)| name.starts_with(PREFIX) && !name.starts_with(OF_TESTS))
+        .filter(|(name, _)| !OF_CLIENTS.contains(&name.as_str()))
         .collect();
     for (name, value) in &environment {
         let alone = HashMap::from([(name.clone(), value.clone())]);
