@@ -118,6 +118,10 @@ impl From<RegistryError> for Problem {
             RegistryError::Exists { .. } => (StatusCode::CONFLICT, "exists"),
             RegistryError::LastAdmin => (StatusCode::CONFLICT, "last_admin"),
             RegistryError::NotFound { .. } => (StatusCode::NOT_FOUND, "not_found"),
+            error if error.is_unreachable() => {
+                tracing::warn!(%error, "the registry cannot be reached");
+                (StatusCode::SERVICE_UNAVAILABLE, "registry_unavailable")
+            }
             RegistryError::Open { .. }
             | RegistryError::Migrate { .. }
             | RegistryError::Database(_)

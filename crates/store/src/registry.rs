@@ -104,6 +104,15 @@ pub enum RegistryError {
     LastAdmin,
 }
 
+impl RegistryError {
+    /// Whether the database is out of reach: the same call may succeed once it is there again.
+    #[must_use]
+    pub fn is_unreachable(&self) -> bool {
+        use sqlx::Error as Sqlx;
+        matches!(self, Self::Database(Sqlx::Io(_) | Sqlx::Tls(_) | Sqlx::PoolTimedOut | Sqlx::WorkerCrashed))
+    }
+}
+
 /// Devices, decoders and tokens.
 #[derive(Debug)]
 pub struct Registry {
