@@ -2,9 +2,10 @@
 
 import pytest
 
-from harness import Server, eventually
+from harness import Server, eventually, run
 from harness import jwt
 from harness import raw_mqtt as raw
+from harness.certificates import Authority
 
 HOSTS = dict.fromkeys(["http", "mqtt", "pg"], "0.0.0.0")
 SECRET = b"a-secret-of-at-least-thirty-two-bytes"
@@ -132,6 +133,72 @@ def test_keys_rotate_without_a_restart(new_server, tmp_path):
     # Without the key set, what is known stays good.
     assert connack(server, stranger.token(jwt.claims("d1"))) == 0x86
     assert connack(server, new) == 0
+
+
+def test_a_key_set_over_https(new_server, tmp_path):
+    """By a CA of one's own; keys rotate; a server that is down changes nothing."""
+    authority = Authority(tmp_path)
+    first, second, third = (jwt.RsaKey(tmp_path, name) for name in ("first", "second", "third"))
+    certificate = authority.issue("login")
+    keys = jwt.KeySet([first], certificate)
+    try:
+        config = f'[admission.jwt]\njwks_url = "{keys.url}"\nca = "{authority.pem}"\nrefresh_s = 3600\n'
+        server = new_server(config=config, hosts=HOSTS).start()
+        eventually(lambda: connack(server, first.token(jwt.claims("d1"))) == 0, what="the first key is known")
+        keys.keys = [second]
+        eventually(lambda: connack(server, second.token(jwt.claims("d1"))) == 0, what="the second key is known")
+        assert connack(server, first.token(jwt.claims("d1"))) == 0x86, "a key that was taken out"
+        assert post(server, "d1", second.token(jwt.claims("d1"))) == 200
+    finally:
+        keys.close()
+    assert connack(server, third.token(jwt.claims("d1"))) == 0x86
+    eventually(lambda: "keys stay as they are" in server.log(), what="the failure is told")
+    assert connack(server, second.token(jwt.claims("d1"))) == 0
+    # Up again, with a certificate that another CA signed: refused, until the CA file names that one.
+    other = Authority(tmp_path, "other")
+    keys = jwt.KeySet([third], other.issue("login"), keys.port)
+    try:
+        new = third.token(jwt.claims("d1"))
+        told = "the server's certificate is refused; admission.jwt.ca names the file"
+        eventually(lambda: connack(server, new) == 0x86 and told in server.log(), what="the refusal is told")
+        assert connack(server, second.token(jwt.claims("d1"))) == 0
+        authority.pem.write_bytes(other.pem.read_bytes())
+        eventually(lambda: connack(server, new) == 0, what="the key set by the new CA")
+        # Nor does a redirection lead to a place that nobody vouches for.
+        plain = jwt.KeySet([first])
+        keys.location = plain.url
+        before = keys.reads
+        eventually(lambda: connack(server, first.token(jwt.claims("d1"))) == 0x86 and keys.reads > before)
+        assert plain.reads == 0
+        plain.close()
+    finally:
+        keys.close()
+
+
+@pytest.mark.parametrize("wrong", ["name", "expired"])
+def test_a_bad_certificate_of_the_key_set(new_server, tmp_path, wrong):
+    authority = Authority(tmp_path)
+    flaw = {"san": "DNS:elsewhere.example"} if wrong == "name" else {"days": -1}
+    key = jwt.RsaKey(tmp_path, "key")
+    keys = jwt.KeySet([key], authority.issue("login", **flaw))
+    try:
+        config = f'[admission.jwt]\njwks_url = "{keys.url}"\nca = "{authority.pem}"\n'
+        server = new_server(config=config, hosts=HOSTS).start()
+        eventually(lambda: "the server's certificate is refused" in server.log(), what="the refusal is told")
+        assert connack(server, key.token(jwt.claims("d1"))) == 0x86 and keys.reads == 0
+    finally:
+        keys.close()
+
+
+def test_settings_of_the_key_set_that_cannot_work(tmp_path):
+    file = tmp_path / "catchment.toml"
+    for settings, told in [
+        ('jwks_url = "ftp://x/y"', "https://"),
+        ('jwks_url = "http://127.0.0.1:1/y"\nca = "x.pem"', "admission.jwt.ca"),
+    ]:
+        file.write_text(f"[admission.jwt]\n{settings}\n")
+        done = run("check", "--config", file, "--data", tmp_path / "data")
+        assert done.returncode == 1 and told in done.stderr + done.stdout, done
 
 
 def test_a_public_key_is_no_secret(new_server, tmp_path):

@@ -1,6 +1,9 @@
 """HTTP ingest: encodings, reports of what was refused, topics, and requests that are sent again."""
 
+import gzip
+import itertools
 import json
+import socket
 import subprocess
 import threading
 import zlib
@@ -136,3 +139,191 @@ def test_a_key_counts_once_over_kill(new_server, round):
     assert server.value("SELECT count(*) FROM raw_events") == wanted
     doubled = server.sql("SELECT device_id, CAST(payload AS VARCHAR) FROM raw_events GROUP BY 1, 2 HAVING count(*) > 1")
     assert doubled == []
+
+
+# Bodies that are taken in as they come.
+
+
+class Post:
+    """A request whose body is sent by hand, in chunks."""
+
+    def __init__(self, server, device, **headers):
+        self.socket = socket.create_connection(("127.0.0.1", server.http_port), timeout=30)
+        head = {"Host": "127.0.0.1", "Content-Type": "application/x-ndjson", "Transfer-Encoding": "chunked", **headers}
+        lines = [f"POST {path(device)} HTTP/1.1", *(f"{name}: {value}" for name, value in head.items()), "", ""]
+        self.socket.sendall("\r\n".join(lines).encode())
+
+    def send(self, text):
+        data = text.encode()
+        self.socket.sendall(b"%x\r\n%s\r\n" % (len(data), data))
+
+    def end(self):
+        """Ends the body; gives status and document of the answer."""
+        self.socket.sendall(b"0\r\n\r\n")
+        return self.answer()
+
+    def answer(self):
+        with self.socket.makefile("rb") as stream:
+            status = int(stream.readline().split()[1])
+            length = 0
+            for line in iter(stream.readline, b"\r\n"):
+                name, _, value = line.decode().partition(":")
+                length = int(value) if name.lower() == "content-length" else length
+            return status, json.loads(stream.read(length))
+
+    def break_off(self):
+        self.socket.close()
+
+
+def numbers(first, last):
+    return "".join(f'{{"n": {n}}}\n' for n in range(first, last + 1))
+
+
+def stored(server, device):
+    return sorted(
+        json.loads(payload)["n"]
+        for (payload,) in server.sql(f"SELECT CAST(payload AS VARCHAR) FROM raw_events WHERE device_id = '{device}'")
+    )
+
+
+def test_lines_are_kept_while_the_body_still_comes(server, device):
+    post = Post(server, device)
+    for n in range(3):
+        post.send(numbers(3 * n + 1, 3 * n + 3))
+        eventually(lambda n=n: count(server, device) == 3 * n + 3, what="the lines so far")
+    post.send('bad\n{"n": 10}')
+    status, report = post.end()
+    assert (status, report["accepted"], report["refused"], report["errors"][0]["line"]) == (207, 10, 1, 10)
+    eventually(lambda: stored(server, device) == list(range(1, 11)), what="all lines once")
+
+
+@pytest.mark.parametrize("coding", [None, "gzip"])
+def test_a_large_body_needs_little_memory(server, coding):
+    """A body of 128 MiB, whose messages are only brokered, so that memory for tables does not count."""
+    line = json.dumps({"text": "x" * 1000}).encode() + b"\n"
+    piece = line * 256
+    pieces = itertools.repeat(piece, (128 << 20) // len(piece))
+    headers = dict(NDJSON)
+    if coding:
+        pieces = packed(pieces)
+        headers["Content-Encoding"] = coding
+    before, most, done = server.resident_bytes(), 0, threading.Event()
+
+    def watch():
+        nonlocal most
+        while not done.wait(0.05):
+            most = max(most, server.resident_bytes())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    url = server.url("/api/v1/topics/nobody/knows")
+    answer = requests.post(url, data=(piece for piece in pieces if piece), headers=headers, timeout=120)
+    done.set()
+    watcher.join()
+    assert (answer.status_code, answer.json()["brokered"]) == (202, (128 << 20) // len(piece) * 256), answer.text
+    assert most - before < 48 << 20, f"{(most - before) >> 20} MiB"
+
+
+def packed(pieces):
+    packer = zlib.compressobj(1, wbits=31)
+    for piece in pieces:
+        yield packer.compress(piece)
+    yield packer.flush()
+
+
+def test_every_refused_line_is_told_in_a_long_body(server, device):
+    lines = [f'{{"n": {n}}}' if n % 5000 else "bad" for n in range(1, 20_001)]
+    answer = server.post(path(device), data=gzip.compress("\n".join(lines).encode()), headers={**NDJSON, "Content-Encoding": "gzip"})
+    report = answer.json()
+    assert (answer.status_code, report["accepted"], report["refused"]) == (207, 19_996, 4)
+    assert [error["line"] for error in report["errors"]] == [5000, 10_000, 15_000, 20_000]
+    eventually(lambda: count(server, device) == 19_996, what="all other lines")
+
+
+def test_a_body_that_breaks_off_leaves_its_whole_lines(server, device):
+    post = Post(server, device)
+    post.send(numbers(1, 5) + '{"n": 6')
+    post.break_off()
+    eventually(lambda: stored(server, device) == [1, 2, 3, 4, 5], what="the whole lines")
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_body_that_broke_off_goes_on_with_its_key(new_server, device, restart):
+    server = new_server().start()
+    key = {"Idempotency-Key": "k"}
+    post = Post(server, device, **key)
+    post.send(numbers(1, 5) + '{"n": 6')
+    # The last whole line is held back until it is known whether another follows.
+    eventually(lambda: stored(server, device) == [1, 2, 3, 4], what="the lines so far")
+    if restart:
+        server.restart()
+        kept = 4
+    else:
+        post.break_off()
+        eventually(lambda: stored(server, device) == [1, 2, 3, 4, 5], what="the whole lines")
+        kept = 5
+    # Another body is none that goes on.
+    for other in (numbers(2, 20), numbers(1, 3)):
+        answer = server.post(path(device), data=other, headers={**NDJSON, **key})
+        assert (answer.status_code, answer.json()["error"]) == (422, "idempotency_key_reused"), other
+    answer = server.post(path(device), data=numbers(1, 9), headers={**NDJSON, **key})
+    assert (answer.status_code, answer.json()) == (200, {"accepted": 9, "replayed": kept})
+    for _ in range(2):
+        answer = server.post(path(device), data=numbers(1, 9), headers={**NDJSON, **key})
+        assert (answer.status_code, answer.json()) == (200, {"accepted": 9, "replayed": 9})
+        server.restart()
+    # Now that its end is known, nothing goes on behind it, nor is a shorter one the same.
+    for other in (numbers(1, 10), numbers(1, 8), "[1]"):
+        headers = NDJSON if other != "[1]" else JSON
+        answer = server.post(path(device), data=other, headers={**headers, **key})
+        assert (answer.status_code, answer.json()["error"]) == (422, "idempotency_key_reused"), other
+    eventually(lambda: stored(server, device) == list(range(1, 10)), what="every line once")
+
+
+def test_a_long_body_with_a_key_counts_once_over_kills(new_server, device):
+    """A body that is larger than what is appended at once, sent again until it is answered, while the server dies."""
+    server = new_server().start()
+    lines = [json.dumps({"n": n, "text": "x" * 500}) for n in range(1, 6001)]
+    answers = []
+
+    def client():
+        while not answers:
+            try:
+                body = ("\n".join(lines[at : at + 100]).encode() + b"\n" for at in range(0, len(lines), 100))
+                url = server.url(path(device))
+                answer = requests.post(url, data=body, headers={**NDJSON, "Idempotency-Key": "k"}, timeout=20)
+                assert answer.status_code in (200, 409, 503), answer.text
+                if answer.status_code == 200:
+                    answers.append(answer.json())
+            except requests.RequestException:
+                threading.Event().wait(0.05)
+
+    thread = threading.Thread(target=client, daemon=True)
+    thread.start()
+    for least in (100, 2500):
+        try:
+            eventually(lambda least=least: answers or count(server, device) > least, what="some lines")
+        finally:
+            server.restart()
+    thread.join(timeout=60)
+    assert answers[0]["accepted"] == 6000
+    answer = server.post(path(device), data="\n".join(lines), headers={**NDJSON, "Idempotency-Key": "k"})
+    assert answer.json() == {"accepted": 6000, "replayed": 6000}
+    eventually(lambda: count(server, device) == 6000, what="every line once")
+    assert stored(server, device) == list(range(1, 6001))
+
+
+def test_what_stalls_or_is_too_large_is_told_with_what_was_kept(new_server, device):
+    config = "[gateway.http]\nstall_s_max = 1\nlines_bytes_max = 1000\n"
+    server = new_server(config=config).start()
+    post = Post(server, device)
+    post.send(numbers(1, 3) + '{"n": 4')
+    status, problem = post.answer()
+    assert (status, problem["error"], problem["accepted"], problem["line"]) == (408, "stalled", 3, 3)
+    answer = server.post(path(f"{device}-large"), data=(numbers(at, at + 9).encode() for at in range(1, 1000, 10)), headers=NDJSON)
+    problem = answer.json()
+    assert (answer.status_code, problem["error"]) == (413, "too_large")
+    assert problem["accepted"] == problem["line"] > 10
+    eventually(lambda: count(server, f"{device}-large") == problem["accepted"], what="the lines before")
+    answer = server.post(path(device), data="[1, 2", headers=JSON)
+    assert answer.status_code == 400

@@ -1,9 +1,10 @@
-"""JSON web tokens, signed by openssl; and a key set that is served over HTTP and can be exchanged."""
+"""JSON web tokens, signed by openssl; and a key set that is served over HTTP or HTTPS and can be exchanged."""
 
 import base64
 import hashlib
 import hmac
 import json
+import ssl
 import subprocess
 import threading
 import time
@@ -63,10 +64,10 @@ def openssl(*arguments, data=None):
 
 
 class KeySet:
-    """An HTTP server with a key set."""
+    """An HTTP server with a key set; with a certificate (the paths of it and of its key), an HTTPS server."""
 
-    def __init__(self, keys):
-        self.keys, self.reads = keys, 0
+    def __init__(self, keys, certificate=None, port=0):
+        self.keys, self.reads, self.location = keys, 0, None
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -74,6 +75,12 @@ class KeySet:
 
             def do_GET(self):  # noqa: N802
                 outer.reads += 1
+                if outer.location:
+                    self.send_response(302)
+                    self.send_header("Location", outer.location)
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    return
                 body = json.dumps({"keys": [key.jwk() for key in outer.keys]}).encode()
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(body)))
@@ -83,8 +90,14 @@ class KeySet:
             def log_message(self, *_):
                 """Says nothing."""
 
-        self.server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/jwks.json"
+        self.server = HTTPServer(("127.0.0.1", port), Handler)
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*certificate)
+            # The handshake is the handler's affair, or a client that breaks it off would end the loop.
+            self.server.socket = context.wrap_socket(self.server.socket, server_side=True, do_handshake_on_connect=False)
+        self.port, scheme = self.server.server_port, "https" if certificate else "http"
+        self.url = f"{scheme}://127.0.0.1:{self.port}/jwks.json"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def close(self):

@@ -14,11 +14,12 @@ mod certificate;
 mod config;
 mod failures;
 mod jwt;
+mod reading;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use catchment_gateway::transport::CertificateIdentity;
@@ -26,10 +27,8 @@ use catchment_gateway::{
     Acl, AclRule, Admission, BadAclRule, ClientLimits, Credentials, Denied, Meter, Principal, Purpose,
     RateLimits, Role,
 };
-use catchment_serve::access::{Access as RestAccess, Refusal};
-use catchment_serve::pg::{PgAuth, Role as PgRole};
 use catchment_store::registry::{
-    Access, AclRecord, BanRecord, Banned, Identity, PasswordError, Registry, Role as TokenRole, TOKEN_PREFIX,
+    Access, AclRecord, Banned, Identity, PasswordError, Registry, Role as TokenRole, TOKEN_PREFIX,
     device_name,
 };
 use catchment_types::{DEFAULT_REALM, Timestamp, check_device_id};
@@ -39,6 +38,7 @@ use tokio::sync::watch;
 pub(crate) use self::config::AdmissionConfig;
 use self::failures::FailedLogins;
 use self::jwt::{Claims, Jwt};
+pub(crate) use self::reading::PgAdmission;
 
 /// Meters of devices; those that owe nothing are forgotten first.
 const METERS_MAX: usize = 1_000_000;
@@ -54,6 +54,8 @@ pub(crate) struct RegistryAdmission {
     failed: FailedLogins,
     compiled: RwLock<Arc<Compiled>>,
     meters: Mutex<Meters>,
+    /// The newest change that all connected devices follow.
+    followed: watch::Sender<u64>,
 }
 
 /// What [`Access`] says, in a form that is quick to ask.
@@ -172,6 +174,7 @@ impl RegistryAdmission {
             failed: FailedLogins::new(config.bans.clone())?,
             compiled: RwLock::default(),
             meters: Mutex::default(),
+            followed: watch::Sender::new(0),
         })
     }
 
@@ -293,11 +296,27 @@ impl RegistryAdmission {
         Ok(principal)
     }
 
+    /// Whether what somebody came in by has been withdrawn since.
+    fn is_withdrawn(&self, credential: Option<&str>, device: Option<(&str, &str)>, since: Instant) -> bool {
+        let withdrawn = |name: &str| self.registry.was_withdrawn(name, since);
+        credential.is_some_and(withdrawn)
+            || device.is_some_and(|(realm, device_id)| withdrawn(&device_name(realm, device_id)))
+    }
+
     fn note_failure(&self, remote: Option<IpAddr>) {
         if let Some(remote) = remote {
             self.failed.note(remote);
         }
     }
+}
+
+/// Checks the settings, and the files that they name.
+///
+/// # Errors
+/// Names the setting, and what is wrong with it.
+pub(crate) fn check(config: &AdmissionConfig) -> anyhow::Result<()> {
+    config.check()?;
+    Jwt::check(&config.jwt)
 }
 
 fn by_token(identity: &Identity) -> Result<Principal, Denied> {
@@ -310,14 +329,21 @@ fn by_token(identity: &Identity) -> Result<Principal, Denied> {
         }
     };
     let mut principal = Principal::new(identity.realm.as_str(), identity.name.as_str(), role);
-    principal.credential = Some(format!("token:{}", identity.token_id).into());
+    principal.credential = Some(token_name(identity).into());
     Ok(principal)
+}
+
+/// The name under which a token is withdrawn.
+fn token_name(identity: &Identity) -> String {
+    format!("token:{}", identity.token_id)
 }
 
 #[async_trait]
 impl Admission for RegistryAdmission {
     async fn authenticate(&self, credentials: Credentials<'_>) -> Result<Principal, Denied> {
         let Credentials { client_id, username, remote, purpose, .. } = credentials;
+        // Before anything is looked at: what is withdrawn meanwhile counts.
+        let since = Instant::now();
         if let Some(left) = remote.and_then(|remote| self.address_ban(remote.ip())) {
             return Err(Denied::Banned { left });
         }
@@ -326,6 +352,7 @@ impl Admission for RegistryAdmission {
             self.note_failure(remote.map(|remote| remote.ip()));
         }
         let mut principal = identified?;
+        principal.since = since;
         principal.username = username.map(Into::into);
         self.check_bans(&principal, client_id, remote)?;
         principal.limits = self.limits(&principal);
@@ -347,14 +374,16 @@ impl Admission for RegistryAdmission {
         Some(self.registry.subscribe_access())
     }
 
+    fn followed(&self, change: u64) {
+        self.followed.send_replace(change);
+    }
+
     fn recheck(&self, principal: &mut Principal, remote: Option<SocketAddr>) -> Result<(), Denied> {
-        let withdrawn = |name: &str| self.registry.was_withdrawn(name, principal.since);
-        let credential = principal.credential.as_deref().is_some_and(withdrawn);
         let device = match &principal.role {
-            Role::Device(id) => withdrawn(&device_name(&principal.realm, id)),
-            Role::Admin | Role::Reader => false,
+            Role::Device(id) => Some((&*principal.realm, &**id)),
+            Role::Admin | Role::Reader => None,
         };
-        if credential || device {
+        if self.is_withdrawn(principal.credential.as_deref(), device, principal.since) {
             return Err(Denied::BadCredentials);
         }
         let client_id = principal.client_id.clone().unwrap_or_default();
@@ -375,68 +404,6 @@ impl Admission for RegistryAdmission {
             Some(acl) => acl.may_subscribe(principal, filter),
             None => principal.may_subscribe_by_role(filter),
         }
-    }
-}
-
-impl RestAccess for RegistryAdmission {
-    fn identify(&self, secret: &str, remote: Option<IpAddr>) -> Result<Arc<Identity>, Refusal> {
-        if let Some(left) = remote.and_then(|remote| self.address_ban(remote)) {
-            return Err(Refusal::Banned(left));
-        }
-        let by_jwt = || {
-            let claims = self.jwt.as_ref().filter(|_| Jwt::is_one(secret))?.verify(secret)?;
-            identity(&self.by_claims(claims).ok()?)
-        };
-        let identity = self.registry.verify(secret).or_else(by_jwt);
-        identity.ok_or_else(|| {
-            self.note_failure(remote);
-            Refusal::Invalid
-        })
-    }
-
-    fn check_rule(&self, rule: &AclRecord) -> Result<(), String> {
-        compile(rule).map(drop).map_err(|error| error.to_string())
-    }
-
-    fn automatic_bans(&self) -> Vec<BanRecord> {
-        self.failed.list()
-    }
-
-    fn lift_automatic(&self, id: &str) -> bool {
-        self.failed.lift(id)
-    }
-}
-
-/// A principal that came by a JSON web token, as REST knows holders of tokens.
-fn identity(principal: &Principal) -> Option<Arc<Identity>> {
-    let (role, device_id) = match &principal.role {
-        Role::Admin => (TokenRole::Admin, None),
-        Role::Reader => (TokenRole::Reader, None),
-        Role::Device(id) => (TokenRole::Device, Some(id.to_string())),
-    };
-    Some(Arc::new(Identity {
-        token_id: principal.name.to_string(),
-        realm: principal.realm.to_string(),
-        name: principal.name.to_string(),
-        role,
-        device_id,
-    }))
-}
-
-#[async_trait]
-impl PgAuth for RegistryAdmission {
-    async fn verify(&self, _user: &str, password: &str) -> Option<PgRole> {
-        let identity =
-            self.identify(password, None).ok().filter(|identity| identity.realm == DEFAULT_REALM)?;
-        match identity.role {
-            TokenRole::Admin => Some(PgRole::Admin),
-            TokenRole::Reader => Some(PgRole::Reader),
-            TokenRole::Device => None,
-        }
-    }
-
-    fn anonymous_allowed(&self) -> bool {
-        self.anonymous
     }
 }
 

@@ -39,7 +39,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::listeners::Listeners;
 use self::platform::RunningPlatform;
-use crate::admission::RegistryAdmission;
+use crate::admission::{PgAdmission, RegistryAdmission};
 use crate::cli::WorldArgs;
 use crate::engines::{self, Engine, Seam};
 use crate::folder::{DataFolder, read_admin_token};
@@ -232,11 +232,12 @@ impl App {
         let pg_listener = listeners.serve(&mut servers, &gateway, &router, &closing);
         let pg_stop = closing.clone();
         let pg_config = settings.postgres.clone();
+        let pg_auth = Arc::new(PgAdmission(admission));
         servers.spawn(async move {
             let stopped = pg_stop.cancelled_owned();
             ended(
                 "PostgreSQL",
-                pg::serve(pg_listener, sql, admission, pg_config, pg_metrics, pg_tls, stopped).await,
+                pg::serve(pg_listener, sql, pg_auth, pg_config, pg_metrics, pg_tls, stopped).await,
             );
         });
         Ok(Self {

@@ -13,6 +13,7 @@ use anyhow::Context;
 use catchment_gateway::transport::{ListenerConfig, Protocol};
 use catchment_store::registry::RegistryPlace;
 
+use crate::admission;
 use crate::engines::{self, Engine, Seam};
 use crate::folder;
 use crate::settings::{MEMORY_BYTES_MIN, Settings};
@@ -97,6 +98,7 @@ fn sections(settings: &Settings) -> Vec<Finding> {
         finding("settings [network]", "", verdict(settings.network.check())),
         finding("settings of listeners", "", verdict(settings.check_listeners())),
         finding("settings [gateway]", "", verdict(settings.gateway.check())),
+        finding("settings [admission]", "", verdict(admission::check(&settings.admission))),
         finding("settings [log]", partitions(settings.log.partitions), verdict(settings.log.check())),
     ]
 }

@@ -8,7 +8,6 @@ mod query;
 mod routes;
 mod socket;
 mod tail;
-mod tls;
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -24,6 +23,7 @@ use ureq::{Agent, Body};
 
 use crate::cli::ClientArgs;
 use crate::folder;
+use crate::trust::Roots;
 
 pub(crate) use access::{acl, ban, realm};
 pub(crate) use admin::token;
@@ -33,7 +33,6 @@ pub(crate) use query::query;
 pub(crate) use routes::route;
 pub(crate) use socket::{is_timeout, open_websocket};
 pub(crate) use tail::tail;
-use tls::Roots;
 
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// Where `serve` and `demo` keep things unless told otherwise: the token of a local platform is looked for there.

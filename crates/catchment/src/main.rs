@@ -16,6 +16,7 @@ mod logging;
 mod routes;
 mod settings;
 mod table;
+mod trust;
 mod worlds;
 
 use std::process::ExitCode;

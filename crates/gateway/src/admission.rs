@@ -168,6 +168,9 @@ pub trait Admission: Send + Sync + 'static {
         None
     }
 
+    /// All connections follow what was decided as of this change, by the number that [`Self::changes`] gave.
+    fn followed(&self, _change: u64) {}
+
     /// Whether a connected client may stay; brings its limits up to date.
     ///
     /// # Errors

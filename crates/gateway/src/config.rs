@@ -135,7 +135,11 @@ pub struct HttpConfig {
     pub body_bytes_max: usize,
     /// Largest request body after decompression, in bytes.
     pub decompressed_bytes_max: usize,
-    /// Most events in one request.
+    /// Largest NDJSON body after decompression, in bytes: it is taken in line by line, and needs little memory.
+    pub lines_bytes_max: u64,
+    /// Longest time, in seconds, in which nothing of a body comes.
+    pub stall_s_max: u64,
+    /// Most events in one request that is taken as a whole.
     pub events_max: usize,
     /// Largest event, in bytes.
     pub event_bytes_max: usize,
@@ -200,6 +204,8 @@ impl Default for HttpConfig {
         Self {
             body_bytes_max: 8 << 20,
             decompressed_bytes_max: 32 << 20,
+            lines_bytes_max: 1 << 30,
+            stall_s_max: 30,
             events_max: 10_000,
             event_bytes_max: 1 << 20,
             buffered_bytes_max: 256 << 20,
@@ -267,6 +273,8 @@ impl GatewayConfig {
             ("mqtt.journal_queue_bytes_max", mqtt.journal_queue_bytes_max as u64, 64 << 10, 1024 * MIB),
             ("http.body_bytes_max", http.body_bytes_max as u64, 1, 1024 * MIB),
             ("http.decompressed_bytes_max", http.decompressed_bytes_max as u64, 1, 1024 * MIB),
+            ("http.lines_bytes_max", http.lines_bytes_max, 1, 1 << 50),
+            ("http.stall_s_max", http.stall_s_max, 1, 3600),
             ("http.events_max", http.events_max as u64, 1, 10_000_000),
             ("http.event_bytes_max", http.event_bytes_max as u64, 1, 256 * MIB),
             (

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,7 @@ use crate::admission::{Admission, ClientLimits, Credentials, Denied, Meter, Prin
 use crate::config::{ConfigError, GatewayConfig, UnroutedAction};
 use crate::http::{BODY_PERMIT_BYTES, Keys};
 use crate::ingest::Batches;
-use crate::marks;
+use crate::marks::{self, Mark};
 use crate::metrics::GatewayMetrics;
 use crate::mqtt::{
     self, Broker, KeepError, Keeper, KeptRecord, Message, Pool, PublishProperties, QoS, RECHECK, SERVER,
@@ -35,8 +36,8 @@ const REFUSALS_LOGGED: RateLimits =
 const SWEEP_EVERY: Duration = Duration::from_millis(250);
 /// How often expired retained messages are dropped, in sweeps.
 const RETAINED_SWEEPS: u32 = 240;
-/// Least time between two rounds in which all connections are checked.
-const RECHECK_REST: Duration = Duration::from_millis(50);
+/// Most time between two looks at whether all connections follow a change.
+const FOLLOW_LOOK_MAX: Duration = Duration::from_millis(50);
 /// How often the journal is told that the server lives, in sweeps.
 const ALIVE_SWEEPS: u32 = 20;
 
@@ -56,6 +57,8 @@ pub struct Gateway {
     pub(crate) keys: Keys,
     brokers: RwLock<HashMap<Arc<str>, Arc<Broker>>>,
     connections: Mutex<Connections>,
+    /// The newest change of what admission decides by that connections were told of.
+    admission_change: AtomicU64,
     keeper: Arc<Keeper>,
 }
 
@@ -172,6 +175,7 @@ impl Gateway {
             },
             brokers: RwLock::default(),
             connections: Mutex::default(),
+            admission_change: AtomicU64::new(0),
         }))
     }
 
@@ -235,8 +239,8 @@ impl Gateway {
     /// The log cannot be read.
     pub async fn recall(&self) -> Result<(), LogError> {
         marks::recall(&*self.log, self.keys.window(), |mark| {
-            if let Some((key, body)) = marks::request_key(mark) {
-                self.keys.recall(key, body);
+            if let Some(mark) = Mark::decode(mark) {
+                self.keys.recall(mark);
             }
         })
         .await
@@ -415,6 +419,19 @@ impl Gateway {
         self.metrics.kept_stuck.set(i64::from(self.keeper.is_stuck()));
     }
 
+    /// The change that a connection follows which checks its client from now on.
+    pub(crate) fn admission_change(&self) -> u64 {
+        self.admission_change.load(Ordering::Acquire)
+    }
+
+    /// Has every connection find out whether its client may stay. Gives those that are there.
+    fn tell_of_change(&self, change: u64) -> Vec<Arc<Signal>> {
+        self.admission_change.store(change, Ordering::Release);
+        let signals: Vec<_> = self.connections.lock().signals.values().cloned().collect();
+        signals.iter().for_each(|signal| signal.raise(RECHECK));
+        signals
+    }
+
     fn register(self: &Arc<Self>) -> Option<Registered> {
         let connections = &mut *self.connections.lock();
         if connections.shut_down || connections.signals.len() >= self.config.mqtt.connections_max {
@@ -454,19 +471,42 @@ impl Registered {
 
 impl Drop for Registered {
     fn drop(&mut self) {
+        self.signal.leave();
         self.gateway.connections.lock().signals.remove(&self.id);
         self.gateway.metrics.connections.dec();
     }
 }
 
-/// Lets every connection find out whether it may stay, whenever something was changed. Changes that come close together
-/// are looked at once.
+/// Lets every connection find out whether it may stay, whenever something was changed, and tells admission when all have.
+/// Changes that come while one is followed are looked at once.
 async fn recheck(gateway: Weak<Gateway>, mut changes: watch::Receiver<u64>) {
+    // What was changed before there were connections needs no following; what came since is told at once.
+    changes.mark_changed();
     while changes.changed().await.is_ok() {
-        let Some(gateway) = gateway.upgrade() else { return };
-        gateway.connections.lock().signals.values().for_each(|signal| signal.raise(RECHECK));
-        drop(gateway);
-        tokio::time::sleep(RECHECK_REST).await;
+        let change = *changes.borrow_and_update();
+        let Some(mut behind) = gateway.upgrade().map(|gateway| gateway.tell_of_change(change)) else {
+            return;
+        };
+        let mut pause = Duration::from_millis(1);
+        loop {
+            behind.retain(|signal| !signal.follows(change));
+            if behind.is_empty() {
+                let Some(gateway) = gateway.upgrade() else { return };
+                gateway.admission.followed(change);
+                break;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(pause) => pause = (pause * 2).min(FOLLOW_LOOK_MAX),
+                // A connection may be held up; the next change is told to the others meanwhile.
+                changed = changes.changed() => match changed {
+                    Ok(()) => {
+                        changes.mark_changed();
+                        break;
+                    }
+                    Err(_) => return,
+                },
+            }
+        }
     }
 }
 

@@ -2,13 +2,24 @@
 //!
 //! An event of a request with an `Idempotency-Key` carries a mark, written with it in the same append: it is as durable as
 //! the event, and there if and only if the event is. On a start the newest events of each partition are read once for
-//! their marks. A mark has 128 bits:
+//! their marks. A mark has 128 bits, from the highest. Of a request whose body was there as a whole before anything of it
+//! was appended:
 //!
 //! | bits | what |
 //! | --- | --- |
-//! | 1 | 1: of a request. Nothing else has marks yet |
+//! | 1 | 1 |
 //! | 63 | hash of who, topic and key |
 //! | 64 | hash of content type and body |
+//!
+//! Of a request that is taken in line by line, so that nobody knows yet what follows:
+//!
+//! | bits | what |
+//! | --- | --- |
+//! | 2 | 01 |
+//! | 1 | 1: no event of the request follows |
+//! | 61 | hash of who, topic and key: the lower bits of that above |
+//! | 32 | how many events of the request there are up to here |
+//! | 32 | hash of content type and body up to here |
 
 use std::time::Duration;
 
@@ -19,16 +30,69 @@ use sha2::{Digest, Sha256};
 /// Events of a partition that are read for their marks on a start.
 pub(crate) const RECALLED_EVENTS: u64 = 250_000;
 const READ_BYTES: usize = 4 << 20;
-const OF_REQUEST: u128 = 1 << 127;
+const OF_WHOLE: u128 = 1 << 127;
+const OF_LINES: u128 = 1 << 126;
+const IS_LAST: u128 = 1 << 125;
+/// The bits of a key that all marks have.
+const KEY: u64 = (1 << 61) - 1;
 
-/// The mark of a request's events. Of `key` the lower 63 bits count.
-pub(crate) fn of_request(key: u64, body: u64) -> u128 {
-    OF_REQUEST | u128::from(key) << 64 | u128::from(body)
+/// What a mark says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mark {
+    /// An event of a request with this body.
+    Whole {
+        /// Hash of who, topic and key.
+        key: u64,
+        /// Hash of content type and body.
+        body: u64,
+    },
+    /// An event of a request that is taken in line by line.
+    Line {
+        /// Hash of who, topic and key.
+        key: u64,
+        /// The request up to this event.
+        upto: Upto,
+    },
 }
 
-/// Key and body of a request's mark.
-pub(crate) fn request_key(mark: u128) -> Option<(u64, u64)> {
-    (mark & OF_REQUEST != 0).then_some((((mark & !OF_REQUEST) >> 64) as u64, mark as u64))
+/// A request that is taken in line by line, up to one of its events.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Upto {
+    /// Events up to here, this one too.
+    pub(crate) events: u32,
+    /// Hash of content type and body up to here.
+    pub(crate) prefix: u32,
+    /// Whether no event follows.
+    pub(crate) is_last: bool,
+}
+
+impl Mark {
+    /// The key of a request, of a hash.
+    pub(crate) fn key(hash: u64) -> u64 {
+        hash & KEY
+    }
+
+    /// As the event has it.
+    pub(crate) fn encode(self) -> u128 {
+        match self {
+            Self::Whole { key, body } => OF_WHOLE | u128::from(key & KEY) << 64 | u128::from(body),
+            Self::Line { key, upto: Upto { events, prefix, is_last } } => {
+                let last = if is_last { IS_LAST } else { 0 };
+                let place = u128::from(events) << 32 | u128::from(prefix);
+                OF_LINES | last | u128::from(key & KEY) << 64 | place
+            }
+        }
+    }
+
+    /// What an event's mark says; nothing if it has none, or one of a later version.
+    pub(crate) fn decode(mark: u128) -> Option<Self> {
+        let key = (mark >> 64) as u64 & KEY;
+        if mark & OF_WHOLE != 0 {
+            return Some(Self::Whole { key, body: mark as u64 });
+        }
+        let upto = Upto { events: (mark >> 32) as u32, prefix: mark as u32, is_last: mark & IS_LAST != 0 };
+        (mark & OF_LINES != 0).then_some(Self::Line { key, upto })
+    }
 }
 
 /// A stable hash of several parts, none of which can pass for two others.
@@ -69,4 +133,26 @@ pub(crate) async fn recall(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_say_what_they_were_made_of() {
+        let upto = |is_last| Upto { events: 70_000, prefix: 0xdead_beef, is_last };
+        let key = Mark::key(u64::MAX);
+        for mark in [
+            Mark::Whole { key, body: 7 },
+            Mark::Line { key: 5, upto: upto(false) },
+            Mark::Line { key, upto: upto(true) },
+        ] {
+            assert_eq!(Mark::decode(mark.encode()), Some(mark));
+        }
+        assert_eq!(Mark::decode(0), None);
+        // As version 0.1 wrote it, with two more bits of the key.
+        let old = 1 << 127 | u128::from(u64::MAX >> 1) << 64 | 9;
+        assert_eq!(Mark::decode(old), Some(Mark::Whole { key: KEY, body: 9 }));
+    }
 }

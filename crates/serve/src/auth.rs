@@ -11,7 +11,7 @@
 //! reach loopback too, so such requests must name a loopback host (against DNS rebinding) and must not carry a foreign
 //! `Origin` (against cross-site WebSockets).
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use axum::extract::{ConnectInfo, FromRequestParts};
@@ -21,47 +21,25 @@ use catchment_store::registry::{Identity, Role};
 use catchment_types::{DEFAULT_REALM, is_loopback_host, is_loopback_origin};
 
 use crate::ServeState;
-use crate::access::Refusal;
+use crate::access::{Guest, Refusal};
 use crate::problem::Problem;
-
-/// Who makes a request.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Caller {
-    /// Nobody in particular, from this machine.
-    Anonymous,
-    /// The holder of a token.
-    Token(Arc<Identity>),
-}
-
-impl Caller {
-    /// A name for lists and logs.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        match self {
-            Self::Anonymous => "anonymous",
-            Self::Token(identity) => &identity.name,
-        }
-    }
-}
 
 /// Extractor of handlers that read: admin, reader, or anonymous where that is allowed.
 #[derive(Debug, Clone)]
-pub struct Reader(pub Caller);
+pub struct Reader(pub Guest);
 
 /// Extractor of handlers that change something: admin.
 #[derive(Debug, Clone)]
-pub struct Admin(pub Caller);
+pub struct Admin(pub Guest);
 
 impl FromRequestParts<Arc<ServeState>> for Reader {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &Arc<ServeState>) -> Result<Self, Problem> {
-        let caller = identify(parts, state)?;
-        match &caller {
-            Caller::Token(identity) if identity.role == Role::Device => {
-                Err(forbidden(identity, "reader or admin"))
-            }
-            Caller::Token(_) | Caller::Anonymous => Ok(Self(caller)),
+        let guest = identify(parts, state)?;
+        match &guest.identity {
+            Some(identity) if identity.role == Role::Device => Err(forbidden(identity, "reader or admin")),
+            Some(_) | None => Ok(Self(guest)),
         }
     }
 }
@@ -70,26 +48,22 @@ impl FromRequestParts<Arc<ServeState>> for Admin {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &Arc<ServeState>) -> Result<Self, Problem> {
-        let caller = identify(parts, state)?;
-        match &caller {
-            Caller::Token(identity) if identity.role == Role::Admin => Ok(Self(caller)),
-            Caller::Token(identity) => Err(forbidden(identity, "admin")),
-            Caller::Anonymous => Err(unauthorized("this needs the administrator's token")),
+        let guest = identify(parts, state)?;
+        match &guest.identity {
+            Some(identity) if identity.role == Role::Admin => Ok(Self(guest)),
+            Some(identity) => Err(forbidden(identity, "admin")),
+            None => Err(unauthorized("this needs the administrator's token")),
         }
     }
 }
 
-fn identify(parts: &Parts, state: &ServeState) -> Result<Caller, Problem> {
+fn identify(parts: &Parts, state: &ServeState) -> Result<Guest, Problem> {
+    let remote: Option<IpAddr> = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
     if let Some(token) = token(parts)? {
-        let remote = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
-        return match state.access.identify(&token, remote) {
-            Ok(identity) if identity.realm != DEFAULT_REALM => Err(other_realm(&identity)),
-            Ok(identity) => Ok(Caller::Token(identity)),
-            Err(Refusal::Invalid) => Err(unauthorized("the token is not valid")),
-            Err(Refusal::Banned(left)) => {
-                let message = format!("kept out for another {} s", left.as_secs().max(1));
-                Err(Problem::new(StatusCode::FORBIDDEN, "banned", message))
-            }
+        let guest = state.access.identify(&token, remote)?;
+        return match &guest.identity {
+            Some(identity) if identity.realm != DEFAULT_REALM => Err(other_realm(identity)),
+            Some(_) | None => Ok(guest),
         };
     }
     if !state.anonymous {
@@ -108,7 +82,16 @@ fn identify(parts: &Parts, state: &ServeState) -> Result<Caller, Problem> {
         let message = "without a token, pages of other sites are not answered";
         return Err(Problem::new(StatusCode::FORBIDDEN, "forbidden", message).hint(TOKEN_HINT));
     }
-    Ok(Caller::Anonymous)
+    Ok(Guest::anonymous(remote))
+}
+
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Invalid | Refusal::Expired => unauthorized(&refusal.to_string()),
+            Refusal::Banned(_) => Self::new(StatusCode::FORBIDDEN, "banned", refusal.to_string()),
+        }
+    }
 }
 
 const TOKEN_HINT: &str =

@@ -23,8 +23,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::StatusCode;
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use catchment_decode::Decoders;
 use catchment_store::live::LiveHub;
@@ -103,13 +104,24 @@ impl ServeState {
 pub fn router(state: Arc<ServeState>, others: utoipa::openapi::OpenApi) -> Router {
     let (rest, openapi) = rest::router(others);
     let body_bytes_max = state.config.body_bytes_max;
-    rest.merge(live::router())
+    rest.layer(from_fn_with_state(Arc::clone(&state), settle))
+        .merge(live::router())
         .merge(page::router(openapi))
         .layer(CompressionLayer::new())
         .layer(DefaultBodyLimit::max(body_bytes_max))
         .layer(CatchPanicLayer::custom(panicked))
         .fallback(not_found)
         .with_state(state)
+}
+
+/// What a request has changed for devices holds for those that are connected, too, when it is answered.
+async fn settle(State(state): State<Arc<ServeState>>, request: Request, next: Next) -> Response {
+    let changes_something = !request.method().is_safe();
+    let response = next.run(request).await;
+    if changes_something {
+        state.access.settled().await;
+    }
+    response
 }
 
 async fn not_found(uri: axum::http::Uri) -> Problem {

@@ -21,7 +21,8 @@
 //! ```
 //!
 //! Live readings may repeat what the snapshot said. A client that is too slow misses the oldest readings and is told how
-//! many (`lagged`); one that takes nothing at all, or answers no ping, is let go.
+//! many (`lagged`); one that takes nothing at all, or answers no ping, is let go. Who may not stay any longer is told so by the
+//! close code 1008.
 
 mod message;
 mod subscriptions;
@@ -38,6 +39,7 @@ use catchment_store::live::Follow;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::ServeState;
+use crate::access::{Guest, Refusal, must_go};
 use crate::auth::Reader;
 use crate::extract::Query;
 use crate::problem::Problem;
@@ -73,13 +75,13 @@ pub(crate) fn router() -> Router<Arc<ServeState>> {
 )]
 pub(crate) async fn live(
     State(state): State<Arc<ServeState>>,
-    _: Reader,
+    Reader(guest): Reader,
     Query(query): Query<Vec<(String, String)>>,
     upgrade: WebSocketUpgrade,
 ) -> Result<Response, Problem> {
     let wanted = Wanted::from_query(&query)?;
     let initial = (!wanted.is_empty()).then_some(wanted);
-    Ok(accept(state, upgrade, Follow::Readings, initial))
+    Ok(accept(state, guest, upgrade, Follow::Readings, initial))
 }
 
 /// Follow events as received over a WebSocket.
@@ -96,16 +98,17 @@ pub(crate) async fn live(
 )]
 pub(crate) async fn tail(
     State(state): State<Arc<ServeState>>,
-    _: Reader,
+    Reader(guest): Reader,
     Query(query): Query<Vec<(String, String)>>,
     upgrade: WebSocketUpgrade,
 ) -> Result<Response, Problem> {
     let wanted = Wanted::from_query(&query)?;
-    Ok(accept(state, upgrade, Follow::Events, Some(wanted)))
+    Ok(accept(state, guest, upgrade, Follow::Events, Some(wanted)))
 }
 
 fn accept(
     state: Arc<ServeState>,
+    guest: Guest,
     upgrade: WebSocketUpgrade,
     follow: Follow,
     initial: Option<Wanted>,
@@ -124,7 +127,7 @@ fn accept(
                 patience,
                 state,
             };
-            connection.run(initial).await;
+            connection.run(initial, guest).await;
         })
 }
 
@@ -134,6 +137,8 @@ enum End {
     Gone,
     /// The server stops.
     Stopping,
+    /// The client may not stay.
+    Refused(Refusal),
 }
 
 struct Connection {
@@ -145,12 +150,24 @@ struct Connection {
 }
 
 impl Connection {
-    async fn run(mut self, initial: Option<Wanted>) {
-        if let End::Stopping = self.serve(initial).await {
-            let frame = CloseFrame { code: close_code::AWAY, reason: "the server is stopping".into() };
-            // It may be gone already.
-            let _ = tokio::time::timeout(self.patience, self.socket.send(Message::Close(Some(frame)))).await;
-        }
+    async fn run(mut self, initial: Option<Wanted>, guest: Guest) {
+        let name = guest.name().to_owned();
+        let withdrawn = must_go(Arc::clone(&self.state.access), guest);
+        let end = tokio::select! {
+            end = self.serve(initial) => end,
+            refusal = withdrawn => End::Refused(refusal),
+        };
+        let (code, reason) = match end {
+            End::Gone => return,
+            End::Stopping => (close_code::AWAY, "the server is stopping".to_owned()),
+            End::Refused(refusal) => {
+                tracing::info!(name, %refusal, "a live connection was ended");
+                (close_code::POLICY, refusal.to_string())
+            }
+        };
+        let frame = CloseFrame { code, reason: reason.into() };
+        // It may be gone already.
+        let _ = tokio::time::timeout(self.patience, self.socket.send(Message::Close(Some(frame)))).await;
     }
 
     async fn serve(&mut self, initial: Option<Wanted>) -> End {

@@ -4,7 +4,7 @@
 //!   that is not trusted should ask for TLS, which is there once the server has a certificate.
 //! - Messages, types and the tables of `pg_catalog` come from `pgwire`, `arrow-pg` and `datafusion-pg-catalog`; the exchange is ours:
 //!   rows are sent as they come, with bounded memory; a statement stops at its time limit, when it is cancelled, when its client
-//!   leaves and when the server stops.
+//!   leaves, when its client's token is withdrawn or expires (which ends the session), and when the server stops.
 //! - Every session has its own engine context, prepared statements, cursors and settings, all bounded.
 //!
 //! The flow: [`serve`] accepts → `connection` (one task each) → `encryption` (TLS) → `startup` (who) → `session` (what each message does) →
@@ -27,6 +27,8 @@ mod startup;
 mod wire;
 
 use std::future::Future;
+use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,6 +38,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
+use crate::access::Refusal;
 use crate::sql::{SqlEngine, SqlError};
 use cancel::Sessions;
 use catalog::Catalog;
@@ -87,15 +90,26 @@ pub enum Role {
     Reader,
 }
 
+/// A user who was let in.
+pub struct PgUser {
+    /// What he may do.
+    pub role: Role,
+    /// Resolves when he has to go, and says why.
+    pub must_go: Pin<Box<dyn Future<Output = Refusal> + Send>>,
+}
+
 /// Who may connect.
 #[async_trait]
 pub trait PgAuth: Send + Sync {
-    /// Whether the password, a token, is right for the user.
-    async fn verify(&self, user: &str, password: &str) -> Option<Role>;
+    /// Lets the user in, if the password, a token, is right.
+    ///
+    /// # Errors
+    /// It is not, or the address is kept out.
+    async fn verify(&self, user: &str, password: &str, remote: Option<IpAddr>) -> Result<PgUser, Refusal>;
 
-    /// Whether [`ANONYMOUS`] gets in without a password.
-    fn anonymous_allowed(&self) -> bool {
-        false
+    /// Lets [`ANONYMOUS`] in without a password, where that is allowed.
+    fn anonymous(&self, _remote: Option<IpAddr>) -> Option<PgUser> {
+        None
     }
 }
 

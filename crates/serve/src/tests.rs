@@ -14,14 +14,14 @@ use axum::http::{HeaderMap, Request, StatusCode, header};
 use catchment_decode::{Decoders, WorkerDecoders};
 use catchment_store::history::{History, HistoryConfig};
 use catchment_store::live::{LiveConfig, LiveHub};
-use catchment_store::registry::{AclRecord, BanRecord, Identity, NewToken, Registry, Role};
+use catchment_store::registry::{AclRecord, BanRecord, NewToken, Registry, Role};
 use catchment_store::shard::Shard;
 use catchment_types::{DEFAULT_REALM, Event, EventBatch, Offset, Timestamp, partition_of};
 use serde_json::Value;
 use tempfile::TempDir;
 use tower::ServiceExt as _;
 
-use crate::access::Refusal;
+use crate::access::{Guest, Refusal};
 use crate::sql::{RealmTables, SqlConfig, SqlEngine};
 use crate::status::{Listener, Platform, PlatformStatus};
 use crate::{ServeConfig, ServeState, router};
@@ -33,10 +33,24 @@ const TIME: i64 = 1_645_270_401_250_000;
 /// Admission by tokens alone.
 struct Tokens(Arc<Registry>);
 
+#[async_trait::async_trait]
 impl crate::access::Access for Tokens {
-    fn identify(&self, secret: &str, _: Option<std::net::IpAddr>) -> Result<Arc<Identity>, Refusal> {
-        self.0.verify(secret).ok_or(Refusal::Invalid)
+    fn identify(&self, secret: &str, remote: Option<std::net::IpAddr>) -> Result<Guest, Refusal> {
+        let guest = Guest::anonymous(remote);
+        let identity = self.0.verify(secret).ok_or(Refusal::Invalid)?;
+        Ok(Guest { identity: Some(identity), ..guest })
     }
+    fn may_stay(&self, guest: &Guest) -> Result<(), Refusal> {
+        let token = guest.identity.as_ref().map(|identity| format!("token:{}", identity.token_id));
+        match token.is_some_and(|token| self.0.was_withdrawn(&token, guest.since)) {
+            true => Err(Refusal::Invalid),
+            false => Ok(()),
+        }
+    }
+    fn changes(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.0.subscribe_access()
+    }
+    async fn settled(&self) {}
     fn check_rule(&self, _: &AclRecord) -> Result<(), String> {
         Ok(())
     }

@@ -6,7 +6,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,7 +15,8 @@ use arrow::array::{Float64Array, Int64Array, StringViewArray, TimestampMicroseco
 use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
-use catchment_serve::pg::{PgAuth, PgConfig, PgMetrics, Role, serve};
+use catchment_serve::access::Refusal;
+use catchment_serve::pg::{PgAuth, PgConfig, PgMetrics, PgUser, Role, serve};
 use catchment_serve::sql::{SqlConfig, SqlEngine};
 use datafusion::catalog::{MemTable, MemorySchemaProvider, SchemaProvider};
 use tokio::sync::oneshot;
@@ -27,16 +28,23 @@ const START_US: i64 = 1_767_225_600_000_000;
 const ENDLESS: &str =
     "select count(*) from raw_metrics a cross join raw_metrics b where a.log_offset * b.log_offset % 7 = 3";
 
+fn user(role: Role) -> PgUser {
+    PgUser { role, must_go: Box::pin(std::future::pending()) }
+}
+
 struct Token;
 
 #[async_trait]
 impl PgAuth for Token {
-    async fn verify(&self, _user: &str, password: &str) -> Option<Role> {
-        (password == "token").then_some(Role::Admin)
+    async fn verify(&self, _: &str, password: &str, _: Option<IpAddr>) -> Result<PgUser, Refusal> {
+        match password {
+            "token" => Ok(user(Role::Admin)),
+            _ => Err(Refusal::Invalid),
+        }
     }
 
-    fn anonymous_allowed(&self) -> bool {
-        true
+    fn anonymous(&self, _: Option<IpAddr>) -> Option<PgUser> {
+        Some(user(Role::Reader))
     }
 }
 

@@ -46,8 +46,10 @@ impl Default for BanConfig {
 pub(crate) struct JwtConfig {
     /// A file with a public key (PEM) or a secret of at least 32 bytes.
     pub(crate) key_file: Option<PathBuf>,
-    /// Where a JSON web key set is, which is read again in the background.
+    /// Where a JSON web key set is, by `https://` or `http://`; read again in the background.
     pub(crate) jwks_url: Option<String>,
+    /// CAs that vouch for an `https://` key set, in a PEM file that is read again with it; those of the system, if not given.
+    pub(crate) ca: Option<PathBuf>,
     /// Seconds between two readings. A token of an unknown key asks for one, too.
     pub(crate) refresh_s: u64,
     /// Algorithms that are taken.
@@ -72,6 +74,7 @@ impl Default for JwtConfig {
         Self {
             key_file: None,
             jwks_url: None,
+            ca: None,
             refresh_s: 300,
             algorithms: algorithms.map(str::to_owned).to_vec(),
             issuer: None,
@@ -96,15 +99,19 @@ impl AdmissionConfig {
             self.bans.window_s > 0 && self.bans.ban_s > 0,
             "admission.bans: window_s and ban_s must be at least 1; failures_max = 0 turns these bans off"
         );
-        let JwtConfig { key_file, jwks_url, refresh_s, .. } = &self.jwt;
+        let JwtConfig { key_file, jwks_url, ca, refresh_s, .. } = &self.jwt;
         ensure!(
             key_file.is_none() || jwks_url.is_none(),
             "admission.jwt has both key_file and jwks_url; the keys come from one place"
         );
+        let scheme = jwks_url.as_ref().map(|url| url.split("://").next().unwrap_or_default());
         ensure!(
-            jwks_url.as_ref().is_none_or(|url| url.starts_with("http://")),
-            "admission.jwt.jwks_url does not begin with http://; HTTPS is not in this build, so name a proxy on this machine, \
-             or give the public key by key_file"
+            scheme.is_none_or(|scheme| ["http", "https"].contains(&scheme)),
+            "admission.jwt.jwks_url begins with neither https:// nor http://"
+        );
+        ensure!(
+            ca.is_none() || scheme == Some("https"),
+            "admission.jwt.ca vouches for a key set; it needs a jwks_url that begins with https://"
         );
         ensure!(*refresh_s > 0, "admission.jwt.refresh_s is 0; it must be at least 1");
         Ok(())

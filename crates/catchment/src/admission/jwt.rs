@@ -3,7 +3,8 @@
 //! A token is taken when its algorithm is one of those allowed and fits the kind of the key (so that a public key never
 //! serves as a secret, and `none` is none), its signature holds, it has not expired (`exp` must be there), has begun
 //! (`nbf`), and `iss` and `aud` are as set. The keys come from a file or a JSON web key set; the set is read again in the
-//! background, at intervals and when a token names a key that is not in it, and stays as it was when that fails.
+//! background, at intervals and when a token names a key that is not in it, and stays as it was when that fails. Over
+//! `https://` its server is verified, and no redirection leads away from HTTPS.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ use tokio::sync::Notify;
 use ureq::Agent;
 
 use super::config::JwtConfig;
+use crate::trust::Roots;
 
 /// A secret below this can be guessed.
 const SECRET_BYTES_MIN: usize = 32;
@@ -55,30 +57,23 @@ impl Jwt {
     /// A checker, if there is a key. With a key set, a task reads it until the checker is dropped.
     ///
     /// # Errors
-    /// The key file cannot be used, or an algorithm is not known.
+    /// The key file cannot be used, there is no CA for a key set over HTTPS, or an algorithm is not known.
     pub(super) fn new(config: JwtConfig) -> anyhow::Result<Option<Arc<Self>>> {
-        let keys = match (&config.key_file, &config.jwks_url) {
-            (None, None) => return Ok(None),
-            (Some(path), _) => {
-                let bytes = std::fs::read(path)
-                    .with_context(|| format!("admission.jwt.key_file {} cannot be read", path.display()))?;
-                let key = read_key(&bytes)
-                    .with_context(|| format!("admission.jwt.key_file {} is no key", path.display()))?;
-                vec![Key { id: None, key }]
-            }
-            (None, Some(_)) => Vec::new(),
-        };
-        let parse = |name: &String| {
-            name.parse::<Algorithm>()
-                .with_context(|| format!("admission.jwt.algorithms: {name:?} is none that is known"))
-        };
-        let algorithms = config.algorithms.iter().map(parse).collect::<anyhow::Result<_>>()?;
+        let Some((algorithms, keys)) = load(&config)? else { return Ok(None) };
         let keys = RwLock::new(Arc::new(keys));
         let jwt = Arc::new(Self { config, algorithms, keys, unknown_key: Notify::new() });
         if let Some(url) = jwt.config.jwks_url.clone() {
             tokio::spawn(refresh(Arc::clone(&jwt), url));
         }
         Ok(Some(jwt))
+    }
+
+    /// Checks what can be checked without asking for the key set.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub(super) fn check(config: &JwtConfig) -> anyhow::Result<()> {
+        load(config).map(drop)
     }
 
     /// Whether a secret may be such a token: the first part of each is JSON in base64.
@@ -145,6 +140,31 @@ impl Jwt {
     }
 }
 
+/// The algorithms that are taken, and the keys as far as they are known; nothing where no token is taken.
+fn load(config: &JwtConfig) -> anyhow::Result<Option<(Vec<Algorithm>, Vec<Key>)>> {
+    let keys = match (&config.key_file, &config.jwks_url) {
+        (None, None) => return Ok(None),
+        (Some(path), _) => {
+            let bytes = std::fs::read(path)
+                .with_context(|| format!("admission.jwt.key_file {} cannot be read", path.display()))?;
+            let key = read_key(&bytes)
+                .with_context(|| format!("admission.jwt.key_file {} is no key", path.display()))?;
+            vec![Key { id: None, key }]
+        }
+        (None, Some(url)) => {
+            // Whether there is any CA is known now; a key set that cannot be had now may come later.
+            agent(config, url)?;
+            Vec::new()
+        }
+    };
+    let parse = |name: &String| {
+        name.parse::<Algorithm>()
+            .with_context(|| format!("admission.jwt.algorithms: {name:?} is none that is known"))
+    };
+    let algorithms = config.algorithms.iter().map(parse).collect::<anyhow::Result<_>>()?;
+    Ok(Some((algorithms, keys)))
+}
+
 /// A public key in PEM, or a secret.
 fn read_key(bytes: &[u8]) -> anyhow::Result<DecodingKey> {
     if bytes.starts_with(b"-----BEGIN") {
@@ -176,13 +196,12 @@ fn read_set(text: &str) -> anyhow::Result<Vec<Key>> {
 }
 
 async fn refresh(jwt: Arc<Jwt>, url: String) {
-    let config = Agent::config_builder().timeout_global(Some(FETCH_MAX)).build();
-    let (agent, weak) = (Agent::from(config), Arc::downgrade(&jwt));
-    let interval = Duration::from_secs(jwt.config.refresh_s);
+    let (config, weak) = (jwt.config.clone(), Arc::downgrade(&jwt));
+    let interval = Duration::from_secs(config.refresh_s);
     drop(jwt);
     loop {
-        let (agent, from) = (agent.clone(), url.clone());
-        let fetched = tokio::task::spawn_blocking(move || fetch(&agent, &from)).await;
+        let (config, from) = (config.clone(), url.clone());
+        let fetched = tokio::task::spawn_blocking(move || fetch(&config, &from)).await;
         let Some(jwt) = weak.upgrade() else { return };
         match fetched.context("the reading was broken off").and_then(|fetched| fetched) {
             Ok(keys) => {
@@ -203,10 +222,37 @@ async fn refresh(jwt: Arc<Jwt>, url: String) {
     }
 }
 
-fn fetch(agent: &Agent, url: &str) -> anyhow::Result<Vec<Key>> {
-    let mut response = agent.get(url).call()?;
+/// What reads the key set; the CAs are read anew with each.
+fn agent(config: &JwtConfig, url: &str) -> anyhow::Result<Agent> {
+    let builder = Agent::config_builder().timeout_global(Some(FETCH_MAX));
+    if !url.starts_with("https://") {
+        return Ok(builder.build().into());
+    }
+    let roots = Roots::read(config.ca.as_deref()).context("admission.jwt.ca")?;
+    Ok(builder.https_only(true).tls_config(roots.for_http()).build().into())
+}
+
+fn fetch(config: &JwtConfig, url: &str) -> anyhow::Result<Vec<Key>> {
+    let mut response = agent(config, url)?.get(url).call().map_err(untrusted)?;
     let text = response.body_mut().with_config().limit(KEYS_BYTES_MAX).read_to_string()?;
     read_set(&text)
+}
+
+/// Says of a certificate that does not hold what to do about it.
+fn untrusted(error: ureq::Error) -> anyhow::Error {
+    let tls = match &error {
+        ureq::Error::Io(error) => error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()),
+        ureq::Error::Rustls(error) => Some(error),
+        _ => None,
+    };
+    let is_refused = matches!(tls, Some(rustls::Error::InvalidCertificate(_)));
+    let error = anyhow::Error::from(error);
+    match is_refused {
+        true => error.context(
+            "the server's certificate is refused; admission.jwt.ca names the file of the CA that vouches for it",
+        ),
+        false => error,
+    }
 }
 
 #[cfg(test)]

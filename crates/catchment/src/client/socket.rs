@@ -8,7 +8,7 @@ use tungstenite::client::IntoClientRequest;
 use tungstenite::{Error, HandshakeError, WebSocket};
 
 use super::Client;
-use super::tls::Wire;
+use crate::trust::Wire;
 
 /// Opens a WebSocket to the platform. With a timeout, reading gives up after that long so that the caller can look around.
 pub(crate) fn open_websocket(

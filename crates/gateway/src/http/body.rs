@@ -1,24 +1,23 @@
-//! Request bodies: bounded one by one and all together, unpacked when they are compressed (gzip, zstd, deflate).
+//! Request bodies that are taken as a whole: bounded one by one and all together, unpacked when they are compressed.
 
 use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::{Body, Bytes};
-use axum::http::{HeaderMap, StatusCode, header};
-use flate2::read::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
+use axum::body::{Body, BodyDataStream, Bytes};
+use axum::http::{HeaderMap, header};
 use futures::StreamExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::HttpError;
+use super::coding::{Coding, coding};
+use super::pieces::Pieces;
 use crate::gateway::Gateway;
 
 /// What one permit of the memory for bodies stands for.
 pub(crate) const BODY_PERMIT_BYTES: usize = 1024;
 /// Step in which memory is asked for while a body is unpacked.
 const UNPACK_BYTES: usize = 256 << 10;
-/// The window of zstd that everybody must be able to read (RFC 8878): 8 MiB. A larger one is a way to take memory.
-const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 /// Bounds of what is read of a body that is not wanted.
 const DISCARD_BYTES_MAX: usize = 1 << 20;
 const DISCARD_TIME_MAX: Duration = Duration::from_secs(2);
@@ -36,14 +35,19 @@ impl Collected {
 }
 
 /// A share of the memory for bodies.
-struct Share {
+pub(super) struct Share {
     memory: Arc<Semaphore>,
     permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Share {
+    /// Nothing yet.
+    pub(super) fn new(gateway: &Gateway) -> Self {
+        Self { memory: Arc::clone(&gateway.http_memory), permit: None }
+    }
+
     /// Takes more.
-    fn grow(&mut self, bytes: usize) -> Result<(), HttpError> {
+    pub(super) fn grow(&mut self, bytes: usize) -> Result<(), HttpError> {
         let busy = || {
             HttpError::unavailable("busy", "the server has as many request bodies in memory as it may")
                 .hint("send again in a moment, or fewer requests at a time")
@@ -67,8 +71,8 @@ pub(super) async fn read(gateway: &Gateway, headers: &HeaderMap, body: Body) -> 
     if announced.is_some_and(|length| length > limits.body_bytes_max) {
         return Err(too_large(limits.body_bytes_max));
     }
-    let mut share = Share { memory: Arc::clone(&gateway.http_memory), permit: None };
-    let bytes = collect(body, announced.unwrap_or(0), limits.body_bytes_max, &mut share).await?;
+    let (mut share, stall_max) = (Share::new(gateway), Duration::from_secs(limits.stall_s_max));
+    let bytes = collect(body, announced.unwrap_or(0), limits.body_bytes_max, stall_max, &mut share).await?;
     let Some(coding) = coding else { return Ok(Collected { bytes, _share: share }) };
     let bytes_max = limits.decompressed_bytes_max;
     let unpacked = tokio::task::spawn_blocking(move || unpack(coding, &bytes, bytes_max, share)).await;
@@ -78,9 +82,8 @@ pub(super) async fn read(gateway: &Gateway, headers: &HeaderMap, body: Body) -> 
 }
 
 /// Reads and forgets a body whose request is refused anyway, within bounds of size and time.
-pub(super) async fn discard(body: Body) {
+pub(super) async fn discard(mut pieces: BodyDataStream) {
     let mut left = DISCARD_BYTES_MAX;
-    let mut pieces = body.into_data_stream();
     let reading = async {
         while let Some(Ok(piece)) = pieces.next().await {
             match left.checked_sub(piece.len()) {
@@ -102,14 +105,14 @@ async fn collect(
     body: Body,
     announced: usize,
     bytes_max: usize,
+    stall_max: Duration,
     share: &mut Share,
 ) -> Result<Bytes, HttpError> {
     // The events are encoded from the body, so that it is in memory twice.
     share.grow(2 * announced)?;
     let mut collected = Vec::with_capacity(announced);
-    let mut chunks = body.into_data_stream();
-    while let Some(chunk) = chunks.next().await {
-        let chunk = chunk.map_err(|_| HttpError::bad_request("body", "the body ended early"))?;
+    let mut pieces = Pieces::new(body.into_data_stream(), None, stall_max);
+    while let Some(chunk) = pieces.next().await? {
         if collected.len() + chunk.len() > bytes_max {
             return Err(too_large(bytes_max));
         }
@@ -127,7 +130,7 @@ fn unpack(coding: Coding, packed: &[u8], bytes_max: usize, mut share: Share) -> 
         HttpError::bad_request("content_encoding", message)
     };
     let mut unpacked = Vec::new();
-    let mut decoder = coding.decoder(packed).map_err(broken)?;
+    let mut decoder = coding.decoder(packed, packed).map_err(broken)?;
     loop {
         share.grow(2 * UNPACK_BYTES)?;
         let read = decoder.by_ref().take(UNPACK_BYTES as u64).read_to_end(&mut unpacked);
@@ -138,58 +141,6 @@ fn unpack(coding: Coding, packed: &[u8], bytes_max: usize, mut share: Share) -> 
         }
         if read < UNPACK_BYTES {
             return Ok(Collected { bytes: unpacked.into(), _share: share });
-        }
-    }
-}
-
-/// How a body is compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Coding {
-    Gzip,
-    Zstd,
-    Deflate,
-}
-
-impl Coding {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Gzip => "gzip",
-            Self::Zstd => "zstd",
-            Self::Deflate => "deflate",
-        }
-    }
-
-    fn decoder<'a>(self, packed: &'a [u8]) -> std::io::Result<Box<dyn Read + 'a>> {
-        Ok(match self {
-            Self::Gzip => Box::new(MultiGzDecoder::new(packed)),
-            Self::Zstd => {
-                let mut decoder = zstd::stream::read::Decoder::new(packed)?;
-                decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
-                Box::new(decoder)
-            }
-            // The standard means zlib's format; some send the bare stream.
-            Self::Deflate if is_zlib(packed) => Box::new(ZlibDecoder::new(packed)),
-            Self::Deflate => Box::new(DeflateDecoder::new(packed)),
-        })
-    }
-}
-
-fn is_zlib(packed: &[u8]) -> bool {
-    matches!(packed, [first, second, ..]
-        if first & 0x0f == 8 && (u16::from(*first) << 8 | u16::from(*second)) % 31 == 0)
-}
-
-fn coding(headers: &HeaderMap) -> Result<Option<Coding>, HttpError> {
-    let Some(value) = headers.get(header::CONTENT_ENCODING) else { return Ok(None) };
-    match value.as_bytes().trim_ascii().to_ascii_lowercase().as_slice() {
-        b"gzip" | b"x-gzip" => Ok(Some(Coding::Gzip)),
-        b"zstd" => Ok(Some(Coding::Zstd)),
-        b"deflate" => Ok(Some(Coding::Deflate)),
-        b"identity" | b"" => Ok(None),
-        _ => {
-            let message = "the body's Content-Encoding is not understood";
-            let error = HttpError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_encoding", message);
-            Err(error.hint("send it plain, or as gzip, zstd or deflate"))
         }
     }
 }

@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::events::LineError;
+use super::events::{LineError, Report};
 
 /// Seconds after which a client may try again.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
@@ -38,6 +38,20 @@ pub(crate) struct ErrorBody {
     position: Option<Position>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     errors: Vec<LineError>,
+    /// Of a body that was taken in line by line: what became of it before.
+    #[serde(flatten)]
+    before: Option<Before>,
+}
+
+/// What became of a body before an error.
+#[derive(Debug, Serialize, ToSchema)]
+struct Before {
+    /// Events that are durable all the same.
+    accepted: u64,
+    /// Lines that were refused.
+    refused: u64,
+    /// The last line that was looked at, from 1.
+    line: usize,
 }
 
 /// A place in a text, from 1.
@@ -58,7 +72,14 @@ pub(crate) struct HttpError {
 impl ErrorBody {
     /// `error` is for programs, `message` for people.
     pub(crate) fn new(error: &'static str, message: impl Display) -> Self {
-        Self { error, message: message.to_string(), hint: "", position: None, errors: Vec::new() }
+        Self {
+            error,
+            message: message.to_string(),
+            hint: "",
+            position: None,
+            errors: Vec::new(),
+            before: None,
+        }
     }
 
     /// What to do about it.
@@ -120,6 +141,13 @@ impl HttpError {
     /// The lines that are at fault.
     pub(super) fn lines(mut self, errors: Vec<LineError>) -> Self {
         self.body.errors = errors;
+        self
+    }
+
+    /// What became of the body before: events that are durable, lines that were refused, the last that was looked at.
+    pub(super) fn after(mut self, accepted: u64, report: Report, line: usize) -> Self {
+        self.body.errors = report.errors;
+        self.body.before = Some(Before { accepted, refused: report.refused, line });
         self
     }
 

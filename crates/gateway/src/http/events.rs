@@ -11,7 +11,7 @@ use super::HttpError;
 
 /// Refused lines that a response lists; the rest is only counted.
 const ERRORS_MAX: usize = 100;
-const JSON: &str = "application/json";
+pub(super) const JSON: &str = "application/json";
 /// What `curl -d` says when it is not told.
 const FORM: &str = "application/x-www-form-urlencoded";
 
@@ -47,7 +47,7 @@ pub(crate) struct LineError {
 
 /// Where in a body.
 #[derive(Debug, Clone, Copy)]
-enum At {
+pub(super) enum At {
     Line(usize),
     Index(usize),
 }
@@ -57,12 +57,26 @@ enum At {
 pub(super) struct Events {
     pub(super) batch: EventBatchBuilder,
     pub(super) payload_bytes: u64,
+    pub(super) report: Report,
+}
+
+/// What became of the lines or elements of a body.
+#[derive(Debug, Default)]
+pub(super) struct Report {
     /// Events that were taken, or were there already.
     pub(super) seen: u64,
+    /// Of these, those that were there already.
+    pub(super) replayed: u64,
     /// Lines and elements that were not taken.
     pub(super) refused: u64,
     /// The first of them.
     pub(super) errors: Vec<LineError>,
+}
+
+/// Whether a body is one event a line.
+pub(super) fn is_lines(content_type: &str) -> bool {
+    ["application/x-ndjson", "application/ndjson", "application/jsonl", "application/json-lines"]
+        .contains(&content_type)
 }
 
 /// Makes events of a body by its content type.
@@ -72,9 +86,7 @@ pub(super) fn split(target: &Target<'_>, content_type: &str, body: &[u8]) -> Res
     }
     let mut events = Events { batch: EventBatch::builder(), ..Events::default() };
     match content_type {
-        "application/x-ndjson" | "application/ndjson" | "application/jsonl" | "application/json-lines" => {
-            lines(target, body, &mut events)?;
-        }
+        _ if is_lines(content_type) => lines(target, body, &mut events)?,
         _ if content_type == JSON || content_type.ends_with("+json") => {
             json(target, content_type, body, &mut events)?;
         }
@@ -92,18 +104,19 @@ impl Events {
         if payload.len() > target.event_bytes_max {
             let message = format_args!(
                 "event {} has {} bytes, at most {} are allowed",
-                self.seen + 1,
+                self.report.seen + 1,
                 payload.len(),
                 target.event_bytes_max
             );
             return Err(HttpError::too_large(message));
         }
-        if self.seen >= target.events_max as u64 {
+        if self.report.seen >= target.events_max as u64 {
             let message = format_args!("the body has more than {} events", target.events_max);
             return Err(HttpError::too_large(message).hint("send fewer events at a time"));
         }
-        self.seen += 1;
-        if self.seen <= target.skip {
+        self.report.seen += 1;
+        if self.report.seen <= target.skip {
+            self.report.replayed += 1;
             return Ok(());
         }
         let event = Event {
@@ -121,8 +134,11 @@ impl Events {
         self.payload_bytes += payload.len() as u64;
         Ok(())
     }
+}
 
-    fn refuse(&mut self, at: At, reason: impl fmt::Display) {
+impl Report {
+    /// Notes a line or element that is not taken.
+    pub(super) fn refuse(&mut self, at: At, reason: impl fmt::Display) {
         self.refused += 1;
         if self.errors.len() < ERRORS_MAX {
             let (line, index) = match at {
@@ -143,12 +159,14 @@ fn lines(target: &Target<'_>, body: &[u8], events: &mut Events) -> Result<(), Ht
         }
         if line.len() > target.event_bytes_max {
             let max = target.event_bytes_max;
-            events.refuse(line_number, format_args!("{} bytes, at most {max} are allowed", line.len()));
+            events
+                .report
+                .refuse(line_number, format_args!("{} bytes, at most {max} are allowed", line.len()));
             continue;
         }
         match serde_json::from_slice::<&RawValue>(line) {
             Ok(_) => events.push(target, JSON, line)?,
-            Err(error) => events.refuse(line_number, describe(&error)),
+            Err(error) => events.report.refuse(line_number, describe(&error)),
         }
     }
     Ok(())
@@ -170,7 +188,7 @@ fn json(target: &Target<'_>, content_type: &str, body: &[u8], events: &mut Event
         let (at, bytes, max) = (At::Index(index), element.get().len(), target.event_bytes_max);
         index += 1;
         if bytes > max {
-            events.refuse(at, format_args!("{bytes} bytes, at most {max} are allowed"));
+            events.report.refuse(at, format_args!("{bytes} bytes, at most {max} are allowed"));
             return true;
         }
         outcome = events.push(target, content_type, element.get().as_bytes());
@@ -202,7 +220,7 @@ impl<'de, F: FnMut(&'de RawValue) -> bool> Visitor<'de> for Elements<F> {
 }
 
 /// serde_json's message; for a single line without the line number, which would always be 1.
-fn describe(error: &serde_json::Error) -> String {
+pub(super) fn describe(error: &serde_json::Error) -> String {
     let text = error.to_string();
     text.replace(" at line 1 column ", " at column ")
 }

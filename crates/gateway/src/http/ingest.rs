@@ -1,10 +1,12 @@
 //! What ingest does with a request: who may send it, where its events go, and how they come into the log once.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
+use axum::extract::ConnectInfo;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -14,14 +16,15 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::error::HttpError;
-use super::events::{self, Events, LineError, Target};
+use super::events::{self, Events, LineError, Report, Target};
 use super::idempotency::Begin;
+use super::stream::{self, Taken};
 use super::{authenticate, body, content_type};
 use crate::admission::Principal;
 use crate::config::UnroutedAction;
 use crate::gateway::Gateway;
 use crate::ingest::is_kept;
-use crate::marks;
+use crate::marks::{self, Mark};
 use crate::metrics::GatewayMetrics;
 use crate::mqtt::{Message, PublishProperties, QoS, SERVER};
 
@@ -34,19 +37,19 @@ const KEY_BYTES_MAX: usize = 255;
 #[derive(Debug, Default, Serialize, ToSchema)]
 pub(super) struct Accepted {
     /// Events that are durable now.
-    accepted: u64,
+    pub(super) accepted: u64,
     /// Messages that went to subscribers only, since no route keeps their topic.
     #[serde(skip_serializing_if = "is_zero")]
-    brokered: u64,
+    pub(super) brokered: u64,
     /// Lines or elements that were refused.
     #[serde(skip_serializing_if = "is_zero")]
-    refused: u64,
+    pub(super) refused: u64,
     /// The first of them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    errors: Vec<LineError>,
+    pub(super) errors: Vec<LineError>,
     /// Of the accepted, those that an earlier request with the same key had brought.
     #[serde(skip_serializing_if = "is_zero")]
-    replayed: u64,
+    pub(super) replayed: u64,
 }
 
 fn is_zero(number: &u64) -> bool {
@@ -77,15 +80,20 @@ pub(super) enum Named {
 
 /// A request that may send what its body holds.
 pub(super) struct Admitted {
-    principal: Principal,
-    content_type: String,
+    pub(super) principal: Principal,
+    /// The change of what admission decides by as of which it may.
+    pub(super) change: u64,
+    pub(super) remote: Option<SocketAddr>,
+    pub(super) content_type: String,
     /// Hash of who, where and which key, if the request has one.
-    key: Option<u64>,
+    pub(super) key: Option<u64>,
     /// Nothing where the topic is only brokered.
-    names: Option<(String, String)>,
-    tags: String,
+    pub(super) names: Option<(String, String)>,
+    /// The device that the client speaks as, if the topic names one.
+    pub(super) speaker: Option<String>,
+    pub(super) tags: String,
     /// What subscribers see.
-    topic: String,
+    pub(super) topic: String,
 }
 
 /// Decides whether a request is let in, before its body is read.
@@ -97,6 +105,8 @@ pub(super) async fn admit(gateway: &Gateway, named: Named, parts: &Parts) -> Res
         check_device_id(device_id).map_err(bad_name)?;
         check_event_type(event_type).map_err(bad_name)?;
     }
+    // Before it is asked: what is changed meanwhile is looked at later.
+    let change = gateway.admission_change();
     let principal = authenticate(gateway, parts).await?;
     if !is_kept(&principal.realm) {
         let message = format!("events of the realm {:?} are not kept yet, only brokered", principal.realm);
@@ -120,15 +130,22 @@ pub(super) async fn admit(gateway: &Gateway, named: Named, parts: &Parts) -> Res
         }
     };
     if !gateway.admission.may_publish(&principal, &topic, speaker.as_deref()) {
-        let message = format!("{} may not send events of {topic:?}", principal.name);
-        return Err(HttpError::new(StatusCode::FORBIDDEN, "forbidden", message)
-            .hint("use the device's own token, or an administrator's"));
+        return Err(may_not_send(&principal, &topic));
     }
     let content_type = content_type(&parts.headers)?;
     let key = idempotency_key(&parts.headers)?.map(|key| {
-        marks::hash(&[principal.realm.as_bytes(), principal.owner().as_bytes(), topic.as_bytes(), key]) >> 1
+        let hash =
+            marks::hash(&[principal.realm.as_bytes(), principal.owner().as_bytes(), topic.as_bytes(), key]);
+        Mark::key(hash >> 1)
     });
-    Ok(Admitted { principal, content_type, key, names, tags, topic })
+    let remote = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
+    Ok(Admitted { principal, change, remote, content_type, key, names, speaker, tags, topic })
+}
+
+pub(super) fn may_not_send(principal: &Principal, topic: &str) -> HttpError {
+    let message = format!("{} may not send events of {topic:?}", principal.name);
+    HttpError::new(StatusCode::FORBIDDEN, "forbidden", message)
+        .hint("use the device's own token, or an administrator's")
 }
 
 type Names = Option<(String, String)>;
@@ -185,8 +202,25 @@ pub(super) async fn take(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Accepted, HttpError> {
+    if !events::is_lines(&admitted.content_type) {
+        return take_whole(gateway, admitted, path, headers, body).await;
+    }
+    match stream::take_lines(gateway, admitted, path, headers, body).await {
+        Taken::Done(answer) => answer,
+        Taken::Whole(admitted, body) => take_whole(gateway, admitted, path, headers, body).await,
+    }
+}
+
+/// Takes all events of a body in, or none.
+async fn take_whole(
+    gateway: &Arc<Gateway>,
+    admitted: Admitted,
+    path: &str,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Accepted, HttpError> {
     let body = body::read(gateway, headers, body).await?;
-    let Admitted { principal, content_type, key, names, tags, topic } = &admitted;
+    let Admitted { principal, content_type, key, names, tags, topic, .. } = &admitted;
     let (device_id, event_type) = names.as_ref().map_or(("", ""), |(device, kind)| (device, kind));
     let body_hash = key.map(|_| marks::hash(&[content_type.as_bytes(), body.bytes()]));
     let mut target = Target {
@@ -203,12 +237,12 @@ pub(super) async fn take(
     };
     let mut under_way = None;
     if let (Some(key), Some(body)) = (*key, body_hash) {
-        target.mark = marks::of_request(key, body);
-        target.skip = begin(gateway, key, body)?;
+        target.mark = Mark::Whole { key, body }.encode();
+        target.skip = begun(gateway.keys.begin(key, body))?;
         under_way = Some(UnderWay { gateway: Arc::clone(gateway), key, added: 0 });
     }
-    let Events { mut batch, payload_bytes, refused, errors, seen } =
-        events::split(&target, content_type, body.bytes())?;
+    let Events { mut batch, payload_bytes, report } = events::split(&target, content_type, body.bytes())?;
+    let Report { seen, replayed, refused, errors } = report;
     if let Some(limits) = &principal.limits {
         limits.charge(u64::from(batch.len()) + refused, payload_bytes);
     }
@@ -218,8 +252,7 @@ pub(super) async fn take(
         );
     }
     let added = u64::from(batch.len());
-    let replayed = seen - added;
-    let mut accepted = Accepted { accepted: seen, refused, errors, replayed, brokered: 0 };
+    let accepted = Accepted { accepted: seen, refused, errors, replayed, brokered: 0 };
     if names.is_none() {
         gateway.metrics.count_unrouted("brokered", added);
         broker(gateway, &principal.realm, topic, content_type, &batch.take());
@@ -247,7 +280,6 @@ pub(super) async fn take(
         gateway.metrics.http_events.inc_by(added);
         gateway.metrics.http_event_bytes.inc_by(payload_bytes);
     }
-    accepted.accepted = seen;
     Ok(accepted)
 }
 
@@ -264,15 +296,20 @@ impl Drop for UnderWay {
     }
 }
 
-fn begin(gateway: &Gateway, key: u64, body: u64) -> Result<u64, HttpError> {
-    match gateway.keys.begin(key, body) {
-        Begin::Append(skip) => Ok(skip),
-        Begin::Reused => Err(HttpError::new(
-            StatusCode::UNPROCESSABLE_ENTITY,
-            "idempotency_key_reused",
-            "this Idempotency-Key was used with another body",
-        )
-        .hint("use a new key for a new request, and the same body when sending one again")),
+pub(super) fn reused() -> HttpError {
+    HttpError::new(
+        StatusCode::UNPROCESSABLE_ENTITY,
+        "idempotency_key_reused",
+        "this Idempotency-Key was used with another body",
+    )
+    .hint("use a new key for a new request, and the same body when sending one again")
+}
+
+/// What the log has already of a request that may begin.
+pub(super) fn begun<T>(begin: Begin<T>) -> Result<T, HttpError> {
+    match begin {
+        Begin::Append(known) => Ok(known),
+        Begin::Reused => Err(reused()),
         Begin::UnderWay => Err(HttpError::new(
             StatusCode::CONFLICT,
             "idempotency_key_in_use",
@@ -287,7 +324,7 @@ fn begin(gateway: &Gateway, key: u64, body: u64) -> Result<u64, HttpError> {
 }
 
 /// Shows events to those who subscribed to their topic.
-fn broker(gateway: &Gateway, realm: &str, topic: &str, content_type: &str, batch: &EventBatch) {
+pub(super) fn broker(gateway: &Gateway, realm: &str, topic: &str, content_type: &str, batch: &EventBatch) {
     let broker = gateway.broker(realm);
     if !broker.subscriptions.is_wanted(topic) {
         return;
@@ -300,7 +337,7 @@ fn broker(gateway: &Gateway, realm: &str, topic: &str, content_type: &str, batch
     }
 }
 
-fn too_slow(has_key: bool) -> HttpError {
+pub(super) fn too_slow(has_key: bool) -> HttpError {
     let error = HttpError::unavailable(
         "log_slow",
         "the event log did not confirm the events in time; they may be kept all the same",
@@ -313,16 +350,12 @@ fn too_slow(has_key: bool) -> HttpError {
     }
 }
 
-fn log_error(error: &LogError) -> HttpError {
+pub(super) fn log_error(error: &LogError) -> HttpError {
     match error {
-        LogError::Full { .. } => {
-            HttpError::unavailable("log_full", "the event log has no room left; nothing was kept")
-                .hint("send again once the operator has made room")
-        }
-        LogError::Closed => {
-            HttpError::unavailable("shutting_down", "the server is shutting down; nothing was kept")
-                .hint("send again when it is back")
-        }
+        LogError::Full { .. } => HttpError::unavailable("log_full", "the event log has no room left")
+            .hint("send again once the operator has made room"),
+        LogError::Closed => HttpError::unavailable("shutting_down", "the server is shutting down")
+            .hint("send again when it is back"),
         LogError::Failed { .. } | LogError::NoSuchPartition { .. } => {
             tracing::error!(%error, "the event log failed");
             HttpError::unavailable(

@@ -7,18 +7,23 @@
 //! | NDJSON (`application/x-ndjson`, `application/jsonl`) | each line one; lines that are not JSON are refused alone |
 //! | anything else | one, as it is |
 //!
-//! `Content-Encoding` may be gzip, zstd or deflate. 200 comes after the events are durable, and subscribers of the topic
+//! NDJSON is taken in as it comes, in bodies of any size; the lines of a body that breaks off are kept ([`stream`]). Everything
+//! else is taken as a whole or not at all. `Content-Encoding` may be gzip, zstd or deflate. 200 comes after the events are durable, and subscribers of the topic
 //! see them then; 207 when some were refused, listed with their reasons. Not JSON at all is refused as a whole. With
 //! `Idempotency-Key`, a request that is sent again counts once ([`idempotency`]). Errors are problem documents
 //! (RFC 9457) with `{"error", "message", "hint"}` besides.
 
 mod body;
+mod coding;
 mod error;
 mod events;
 mod idempotency;
 mod ingest;
+mod lines;
 mod origin;
+mod pieces;
 mod routes;
+mod stream;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -100,7 +105,8 @@ impl Gateway {
         (status = 400, description = "Not the syntax of its content type, or a bad name; nothing was kept", body = ErrorBody),
         (status = 401, description = "The credentials are missing or wrong", body = ErrorBody),
         (status = 403, description = "Not this device's token", body = ErrorBody),
-        (status = 413, description = "Too large; nothing was kept", body = ErrorBody),
+        (status = 408, description = "Nothing came for too long; `accepted` lines of NDJSON are kept", body = ErrorBody),
+        (status = 413, description = "Too large; nothing was kept, but of NDJSON `accepted` lines", body = ErrorBody),
         (status = 415, description = "An encoding or a type that is not taken", body = ErrorBody),
         (status = 429, description = "Over the limits of the device or its realm; see Retry-After", body = ErrorBody),
         (status = 503, description = "No room or too busy; see Retry-After", body = ErrorBody),
@@ -154,7 +160,7 @@ async fn answer(gateway: &Arc<Gateway>, named: Result<Named, PathRejection>, req
         Ok(admitted) => take(gateway, admitted, parts.uri.path(), &parts.headers, body).await,
         Err(error) => {
             // The client is still sending: it hears the answer only if it may finish, and the connection goes on.
-            body::discard(body).await;
+            body::discard(body.into_data_stream()).await;
             Err(error)
         }
     };
@@ -188,7 +194,12 @@ async fn authenticate(gateway: &Gateway, parts: &Parts) -> Result<Principal, Htt
         certificate: parts.extensions.get::<Arc<PeerCertificate>>().map(|certificate| &**certificate),
         purpose: Purpose::Request,
     };
-    gateway.authenticate(credentials).await.map_err(|denied| match denied {
+    gateway.authenticate(credentials).await.map_err(denied)
+}
+
+/// Why somebody may not send, or no longer.
+fn denied(denied: Denied) -> HttpError {
+    match denied {
         Denied::BadCredentials => HttpError::unauthorized("the credentials are missing or wrong"),
         Denied::NotAllowed(message) => HttpError::new(StatusCode::FORBIDDEN, "forbidden", message),
         Denied::Unavailable(message) => HttpError::unavailable("admission", message),
@@ -198,7 +209,7 @@ async fn authenticate(gateway: &Gateway, parts: &Parts) -> Result<Principal, Htt
         Denied::Banned { left } => {
             HttpError::new(StatusCode::FORBIDDEN, "banned", "kept out for now").retry_after(left)
         }
-    })
+    }
 }
 
 /// The header `Authorization`.

@@ -19,7 +19,7 @@ use super::inbound::{Forward, Tally, TopicCache};
 use super::output::Output;
 use super::pool::{READ_BYTES, Workspace};
 use super::session::{NothingWanted, Session};
-use super::signal::{DELIVER, SHUT_DOWN, Signal, TAKEN_OVER};
+use super::signal::{DELIVER, RECHECK, SHUT_DOWN, Signal, TAKEN_OVER};
 use super::standing::Standing;
 use crate::admission::Principal;
 use crate::gateway::Gateway;
@@ -132,6 +132,13 @@ enum Input {
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Serves the connection until it ends, and tells why it did. The client's acknowledgements are not settled yet.
     pub(super) async fn drive(&mut self) -> Close {
+        // From here on there is somebody who could be told to go; what was changed since he was let in is known by the flag.
+        self.signal.follow(0);
+        if self.signal.is_raised(RECHECK)
+            && let Err(close) = self.recheck()
+        {
+            return close;
+        }
         if !self.partial.is_empty() {
             let workspace = self.gateway.pool.take();
             if let Err(close) = self.take_in(workspace, Input::Partial).await {

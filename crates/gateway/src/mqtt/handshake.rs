@@ -331,6 +331,8 @@ async fn run<S: AsyncRead + AsyncWrite + Unpin>(
         keep_alive: KeepAlive::new(keep_alive_s),
     };
     let close = Box::pin(connection.drive()).await;
+    // It takes nothing more and is told nothing more.
+    signal.leave();
     let (reason, with_will, expiry_s) = match close {
         Close::Goodbye { with_will, session_expiry_s } => ("goodbye", with_will, session_expiry_s),
         Close::Lost => ("lost", true, None),

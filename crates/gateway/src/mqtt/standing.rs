@@ -46,7 +46,9 @@ impl<S> Connection<S> {
         Ok(())
     }
 
-    fn recheck(&mut self) -> Result<(), Close> {
+    /// Finds out whether the client may stay, and with which subscriptions. What it sends after this is decided anew.
+    pub(super) fn recheck(&mut self) -> Result<(), Close> {
+        let change = self.gateway.admission_change();
         let admission = &self.gateway.admission;
         if let Err(denied) = admission.recheck(&mut self.principal, self.standing.remote) {
             GatewayMetrics::count(&self.gateway.metrics.admission, "withdrawn");
@@ -77,6 +79,7 @@ impl<S> Connection<S> {
                 "subscriptions are no longer allowed"
             );
         }
+        self.signal.follow(change);
         Ok(())
     }
 

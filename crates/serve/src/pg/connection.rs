@@ -15,6 +15,7 @@ use super::error::{Fault, PgError, code};
 use super::session::Session;
 use super::startup::{Started, handshake};
 use super::wire::{Reader, Writer};
+use crate::access::Refusal;
 
 /// How long a client may take to read the last words, or an error.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -28,6 +29,7 @@ pub(super) async fn serve(
 ) {
     // Answers are small and waited for.
     let _ = stream.set_nodelay(true);
+    let remote = stream.peer_addr().ok().map(|address| address.ip());
     let limit = tokio::time::Instant::now() + Duration::from_secs(shared.config.startup_timeout_s);
     let begun = tokio::select! {
         begun = tokio::time::timeout_at(limit, encryption::begin(stream, shared.tls.as_deref())) => begun,
@@ -38,7 +40,7 @@ pub(super) async fn serve(
     let mut reader = Reader::new(read, ahead, shared.config.message_bytes_max);
     let mut writer = Writer::new(write);
     let started = tokio::select! {
-        started = tokio::time::timeout_at(limit, handshake(&mut reader, &mut writer, &shared, secured)) => started,
+        started = tokio::time::timeout_at(limit, handshake(&mut reader, &mut writer, &shared, secured, remote)) => started,
         () = stopped(&mut stopping) => return,
     };
     let started = match started {
@@ -72,6 +74,10 @@ async fn stopped(stopping: &mut watch::Receiver<bool>) {
     let _ = stopping.wait_for(|stopping| *stopping).await;
 }
 
+fn withdrawn(refusal: &Refusal) -> PgError {
+    PgError::fatal(code::SHUTDOWN, format!("terminating connection: {refusal}"))
+}
+
 fn shutting_down() -> PgError {
     PgError::fatal(code::SHUTDOWN, "terminating connection due to administrator command")
 }
@@ -84,7 +90,7 @@ async fn run(
     shared: &Arc<Shared>,
     mut stopping: watch::Receiver<bool>,
 ) -> Result<(), Fault> {
-    let Started { user, settings, ticket, permit: _permit } = started;
+    let Started { user, mut must_go, settings, ticket, permit: _permit } = started;
     let settings = Arc::new(Mutex::new(settings));
     let identity = Identity { user: user.clone(), number: ticket.number, settings: Arc::clone(&settings) };
     let context = shared.catalog.session(identity);
@@ -95,6 +101,7 @@ async fn run(
     loop {
         let message = tokio::select! {
             message = tokio::time::timeout(idle, reader.message()) => message,
+            refusal = &mut must_go => return Err(withdrawn(&refusal).into()),
             () = stopped(&mut stopping) => return Err(shutting_down().into()),
         };
         let message = match message {
@@ -124,6 +131,7 @@ async fn run(
                     .hint("narrow the time range, or raise the limit with SET statement_timeout").into())
             }
             gone = reader.gone() => Err(Fault::Gone(gone)),
+            refusal = &mut must_go => Err(withdrawn(&refusal).into()),
             () = stopped(&mut stopping) => Err(shutting_down().into()),
             outcome = Box::pin(handle(&mut session, message, writer)) => outcome,
         };

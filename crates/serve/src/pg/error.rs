@@ -22,6 +22,7 @@ pub(super) mod code {
     pub(crate) const NO_ACTIVE_TRANSACTION: &str = "25P01";
     pub(crate) const FAILED_TRANSACTION: &str = "25P02";
     pub(crate) const INVALID_STATEMENT_NAME: &str = "26000";
+    pub(crate) const INVALID_AUTHORIZATION: &str = "28000";
     pub(crate) const INVALID_PASSWORD: &str = "28P01";
     pub(crate) const INVALID_CURSOR_NAME: &str = "34000";
     pub(crate) const INVALID_CATALOG_NAME: &str = "3D000";

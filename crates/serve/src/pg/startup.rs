@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::IpAddr;
+use std::pin::Pin;
 
 use bytes::Buf;
 use catchment_types::DEFAULT_REALM;
@@ -18,7 +20,8 @@ use super::cancel::Ticket;
 use super::error::{Fault, PgError, code};
 use super::settings::{REPORTED, Settings};
 use super::wire::{Reader, Writer};
-use super::{ANONYMOUS, Role, Shared};
+use super::{ANONYMOUS, PgUser, Shared};
+use crate::access::Refusal;
 
 const CANCEL: i32 = 80_877_102;
 const SSL: i32 = 80_877_103;
@@ -29,6 +32,8 @@ const NEGOTIATIONS_MAX: usize = 4;
 /// A session that may begin.
 pub(super) struct Started {
     pub(super) user: String,
+    /// Resolves when the user has to go.
+    pub(super) must_go: Pin<Box<dyn Future<Output = Refusal> + Send>>,
     pub(super) settings: Settings,
     pub(super) ticket: Ticket,
     /// Its place among the sessions.
@@ -41,17 +46,18 @@ pub(super) async fn handshake(
     writer: &mut Writer,
     shared: &Shared,
     secured: bool,
+    remote: Option<IpAddr>,
 ) -> Result<Option<Started>, Fault> {
     let Some(parameters) = start_up(reader, writer, shared).await? else { return Ok(None) };
     if shared.config.tls_required && !secured {
         shared.metrics.refused("no_tls");
-        return Err(PgError::fatal("28000", "connections without TLS are not let in")
+        return Err(PgError::fatal(code::INVALID_AUTHORIZATION, "connections without TLS are not let in")
             .hint("connect with sslmode=require or better")
             .into());
     }
     let parameter = |name: &str| parameters.get(name).map(String::as_str).filter(|value| !value.is_empty());
     let user = parameter("user")
-        .ok_or_else(|| PgError::fatal("28000", "no user name in the start-up packet"))?
+        .ok_or_else(|| PgError::fatal(code::INVALID_AUTHORIZATION, "no user name in the start-up packet"))?
         .to_owned();
     let permit = shared.slots.clone().try_acquire_owned().map_err(|_| {
         shared.metrics.refused("too_many");
@@ -60,7 +66,7 @@ pub(super) async fn handshake(
             format!("sorry, there are {} sessions already", shared.config.sessions_max),
         )
     })?;
-    let role = authenticate(reader, writer, shared, &user).await?;
+    let PgUser { role, must_go } = authenticate(reader, writer, shared, &user, remote).await?;
     let database = parameter("database").unwrap_or(&user);
     if database != DEFAULT_REALM {
         return Err(PgError::fatal(
@@ -96,7 +102,7 @@ pub(super) async fn handshake(
     )));
     writer.put(PgWireBackendMessage::ReadyForQuery(ReadyForQuery::new(TransactionStatus::Idle)));
     writer.flush().await?;
-    Ok(Some(Started { user, settings, ticket, permit }))
+    Ok(Some(Started { user, must_go, settings, ticket, permit }))
 }
 
 /// The parameters of the start-up packet.
@@ -155,9 +161,12 @@ async fn authenticate(
     writer: &mut Writer,
     shared: &Shared,
     user: &str,
-) -> Result<Role, Fault> {
-    if user == ANONYMOUS && shared.auth.anonymous_allowed() {
-        return Ok(Role::Reader);
+    remote: Option<IpAddr>,
+) -> Result<PgUser, Fault> {
+    if user == ANONYMOUS
+        && let Some(anonymous) = shared.auth.anonymous(remote)
+    {
+        return Ok(anonymous);
     }
     writer.put(PgWireBackendMessage::Authentication(Authentication::CleartextPassword));
     writer.flush().await?;
@@ -173,9 +182,13 @@ async fn authenticate(
     };
     let password =
         password.ok_or_else(|| PgError::fatal(code::PROTOCOL_VIOLATION, "expected a password message"))?;
-    match shared.auth.verify(user, &password).await {
-        Some(role) => Ok(role),
-        None => {
+    match shared.auth.verify(user, &password, remote).await {
+        Ok(admitted) => Ok(admitted),
+        Err(banned @ Refusal::Banned(_)) => {
+            shared.metrics.refused("banned");
+            Err(PgError::fatal(code::INVALID_AUTHORIZATION, banned.to_string()).into())
+        }
+        Err(Refusal::Invalid | Refusal::Expired) => {
             shared.metrics.refused("password");
             tracing::info!(user, "password refused");
             Err(PgError::fatal(

@@ -12,6 +12,7 @@ use datafusion::common::{DataFusionError, ScalarValue};
 use futures::TryStreamExt;
 
 use crate::ServeState;
+use crate::access::{Guest, must_go};
 use crate::problem::Problem;
 use crate::sql::QueryOptions;
 
@@ -32,8 +33,15 @@ impl Query {
         self.sql.push_str(&format!(" AND {comparison}${}", self.parameters.len()));
     }
 
-    /// Runs it to the end.
-    pub(super) async fn run(self, state: &ServeState, user: &str) -> Result<Vec<Row>, Problem> {
+    /// Runs it to the end, unless who asked has to go.
+    pub(super) async fn run(self, state: &ServeState, guest: &Guest) -> Result<Vec<Row>, Problem> {
+        tokio::select! {
+            rows = self.run_for(state, guest.name()) => rows,
+            refusal = must_go(Arc::clone(&state.access), guest.clone()) => Err(refusal.into()),
+        }
+    }
+
+    async fn run_for(self, state: &ServeState, user: &str) -> Result<Vec<Row>, Problem> {
         let session = state.sql.session();
         let translate = |error: DataFusionError| Problem::from(state.sql.error(&error));
         let plan = session.state().create_logical_plan(&self.sql).await.map_err(translate)?;

@@ -152,7 +152,7 @@ impl Page {
             ties.join(", "),
             u64::from(self.limit) + 1
         );
-        let mut rows = self.query.run(state, reader.0.name()).await?;
+        let mut rows = self.query.run(state, &reader.0).await?;
         let more = rows.len() > self.limit as usize;
         rows.truncate(self.limit as usize);
         let next = rows.last().filter(|_| more).and_then(|last| {

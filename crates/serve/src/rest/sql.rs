@@ -1,5 +1,6 @@
 //! `POST /api/v1/sql`, and the list of running queries.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,7 @@ use tokio::sync::mpsc;
 use utoipa::ToSchema;
 
 use crate::ServeState;
+use crate::access::{Refusal, must_go};
 use crate::answer::{Column, Encoder, Format};
 use crate::auth::{Admin, Reader};
 use crate::extract;
@@ -62,7 +64,7 @@ pub(super) struct SqlAnswer {
 ///
 /// The body is JSON, or the statement itself as text/plain. Times in text formats are RFC 3339; binary values are the text
 /// itself where it is UTF-8, else `base64:…`. NDJSON, CSV and Arrow stream everything; if the query fails on the way, the
-/// connection is broken off. Closing the connection cancels the query.
+/// connection is broken off. Closing the connection cancels the query, and so does the end of the token.
 #[utoipa::path(post, path = "/api/v1/sql", tag = "sql",
     request_body(content((SqlRequest = "application/json"), (String = "text/plain"))),
     responses(
@@ -74,7 +76,7 @@ pub(super) struct SqlAnswer {
         (status = 503, description = "No slot became free in time", body = Problem)))]
 pub(super) async fn run_sql(
     State(state): State<Arc<ServeState>>,
-    Reader(caller): Reader,
+    Reader(guest): Reader,
     headers: HeaderMap,
     extract::Body(body): extract::Body,
 ) -> Result<Response, Problem> {
@@ -86,18 +88,26 @@ pub(super) async fn run_sql(
         timeout: request.timeout_ms.map(Duration::from_millis),
         limit_rows: request.limit_rows.or((format == Format::Json).then_some(JSON_ROWS_DEFAULT)),
         origin: "http",
-        user: caller.name().to_owned(),
+        user: guest.name().to_owned(),
     };
     let started = Instant::now();
-    let mut stream = state.sql.query(&request.query, options).await?;
-    // Most failures come before the first rows: those still get a status of their own.
-    let first = stream.next().await.transpose()?;
+    let mut withdrawn: Withdrawn = Box::pin(must_go(Arc::clone(&state.access), guest));
+    let open = async {
+        let mut stream = state.sql.query(&request.query, options).await?;
+        // Most failures come before the first rows: those still get a status of their own.
+        let first = stream.next().await.transpose()?;
+        Ok::<_, Problem>((stream, first))
+    };
+    let (stream, first) = tokio::select! {
+        opened = open => opened?,
+        refusal = &mut withdrawn => return Err(refusal.into()),
+    };
     let encoder = Encoder::new(format, stream.schema()).map_err(encoding)?;
     let id = stream.id();
 
     let (sender, mut receiver) = mpsc::channel(PIECES_AHEAD);
     let writer = Writer { encoder, stream, sender, started };
-    state.sql.spawn(writer.run(first));
+    state.sql.spawn(writer.run(first, withdrawn));
     // May be polled after its end, as compression does.
     let body = Body::from_stream(futures::stream::poll_fn(move |cx| receiver.poll_recv(cx)));
     let mut response = body.into_response();
@@ -135,6 +145,9 @@ fn encoding(error: arrow::error::ArrowError) -> Problem {
         .into()
 }
 
+/// Resolves when who asked has to go.
+type Withdrawn = Pin<Box<dyn Future<Output = Refusal> + Send>>;
+
 /// Writes an answer piece by piece, on the queries' threads.
 struct Writer {
     encoder: Encoder,
@@ -144,8 +157,12 @@ struct Writer {
 }
 
 impl Writer {
-    async fn run(mut self, first: Option<arrow::record_batch::RecordBatch>) {
-        let Err(problem) = self.write(first).await else { return };
+    async fn run(mut self, first: Option<arrow::record_batch::RecordBatch>, withdrawn: Withdrawn) {
+        let written = tokio::select! {
+            written = self.write(first) => written,
+            refusal = withdrawn => Err(refusal.into()),
+        };
+        let Err(problem) = written else { return };
         let last = self.encoder.failed(&problem);
         if let Some(last) = last {
             // Nobody may be there to read it.

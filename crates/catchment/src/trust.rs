@@ -1,4 +1,4 @@
-//! TLS to a platform: whom to trust, for requests and for WebSockets.
+//! TLS as a client: whom to trust, for requests and for WebSockets.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -12,16 +12,16 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
 
-/// CAs that may vouch for the platform.
+/// CAs that may vouch for a server.
 #[derive(Debug, Clone)]
-pub(super) struct Roots(Vec<CertificateDer<'static>>);
+pub(crate) struct Roots(Vec<CertificateDer<'static>>);
 
 impl Roots {
     /// Those of a PEM file, or those that the system trusts.
     ///
     /// # Errors
     /// There are none.
-    pub(super) fn read(file: Option<&Path>) -> anyhow::Result<Self> {
+    pub(crate) fn read(file: Option<&Path>) -> anyhow::Result<Self> {
         let roots = match file {
             Some(path) => {
                 let found: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path)
@@ -31,12 +31,15 @@ impl Roots {
             }
             None => rustls_native_certs::load_native_certs().certs,
         };
-        anyhow::ensure!(!roots.is_empty(), "no CA to verify the platform by; name a PEM file with --ca FILE");
+        anyhow::ensure!(
+            !roots.is_empty(),
+            "no CA to verify the server by; name a PEM file of one: --ca FILE, or the setting `ca`"
+        );
         Ok(Self(roots))
     }
 
     /// For requests.
-    pub(super) fn for_http(&self) -> TlsConfig {
+    pub(crate) fn for_http(&self) -> TlsConfig {
         let roots: Vec<_> = self.0.iter().map(|root| Certificate::from_der(root).to_owned()).collect();
         TlsConfig::builder()
             .provider(TlsProvider::Rustls)
@@ -49,7 +52,7 @@ impl Roots {
     ///
     /// # Errors
     /// The host has no name that a certificate could have.
-    pub(super) fn secure(&self, host: &str, stream: TcpStream) -> anyhow::Result<Wire> {
+    pub(crate) fn secure(&self, host: &str, stream: TcpStream) -> anyhow::Result<Wire> {
         let mut store = RootCertStore::empty();
         store.add_parsable_certificates(self.0.iter().cloned());
         let config = ClientConfig::builder_with_provider(provider())
@@ -75,7 +78,7 @@ pub(crate) enum Wire {
 
 impl Wire {
     /// The socket.
-    pub(super) fn socket(&self) -> &TcpStream {
+    pub(crate) fn socket(&self) -> &TcpStream {
         match self {
             Self::Plain(stream) => stream,
             Self::Tls(stream) => &stream.sock,
