@@ -18,6 +18,7 @@ const PROBE_LIMIT: Duration = Duration::from_secs(20);
 /// A line of shell that ends well where the tool is installed, and the Debian package that brings it.
 const DEBIAN_TOOLS: &[(&str, &str)] = &[
     ("command -v mosquitto_pub && command -v mosquitto_sub", "mosquitto-clients"),
+    ("command -v mosquitto || test -x /usr/sbin/mosquitto", "mosquitto"),
     ("command -v psql", "postgresql-client"),
     ("command -v curl", "curl"),
     ("python3 -c 'import venv, ensurepip'", "python3-venv"),

@@ -152,7 +152,7 @@ impl<S> Connection<S> {
                     received_at,
                     content_type: packet.properties.content_type,
                     tags: &self.topics.tags,
-                    mark: 0,
+                    mark: self.mark,
                     payload: packet.payload,
                 };
                 let Ok(place) = batches.push(partition, &event) else {
@@ -168,7 +168,11 @@ impl<S> Connection<S> {
         self.acks.owe(owed);
         let origin = self.origin(packet, append.is_some(), received_at);
         if packet.retain || self.is_wanted() {
-            let message = Message::from_publish(&self.topics.topic, packet, self.session.id());
+            let (topic, publisher) = (&self.topics.topic, self.session.id());
+            let message = match &self.far {
+                Some(far) => Message::stamped(topic, packet, publisher, far.stamp.encoded()),
+                None => Message::from_publish(topic, packet, publisher),
+            };
             let append = append.and_then(|place| u16::try_from(place).ok());
             self.forwards.push(Forward { message: Arc::new(message), append, origin, staged: None });
         } else if let Some(origin) = origin {
@@ -312,8 +316,11 @@ impl<S> Connection<S> {
 
     /// Does not take a message. 5.0 has a word for it; 3.1.1 can only acknowledge or close, and what was not taken is not
     /// acknowledged. QoS 0 is dropped and counted in both.
-    fn refuse(&mut self, packet: &Publish<'_>, reason: Reason) -> Result<(), Close> {
+    pub(super) fn refuse(&mut self, packet: &Publish<'_>, reason: Reason) -> Result<(), Close> {
         GatewayMetrics::count(&self.gateway.metrics.refused, reason.name());
+        if self.far.is_some() {
+            return self.refuse_far(packet, reason);
+        }
         if packet.qos == QoS::ExactlyOnce {
             self.session.forget_received(packet.packet_id);
             self.received_count -= 1;
