@@ -25,6 +25,7 @@ class Mosquitto:
             f"persistence_location {self.folder}/",
             # What is tested is the bridge, not how much mosquitto is ready to hold.
             "max_queued_messages 0",
+            "max_inflight_messages 500",
             extra,
         ]
         if password:

@@ -305,10 +305,8 @@ impl BridgeConfig {
             return bad("has a password but no user, which MQTT 3.1.1 does not allow".to_owned());
         }
         let tls_fields = [("ca", &self.ca), ("certificate", &self.certificate), ("key", &self.key)];
-        if !self.url.tls {
-            if let Some((field, _)) = tls_fields.iter().find(|(_, path)| path.is_some()) {
-                return bad(format!("{field} is of use only with TLS; write mqtts:// instead of mqtt://"));
-            }
+        if let Some((field, _)) = tls_fields.iter().find(|(_, path)| path.is_some() && !self.url.tls) {
+            return bad(format!("{field} is of use only with TLS; write mqtts:// instead of mqtt://"));
         }
         if self.certificate.is_some() != self.key.is_some() {
             return bad("certificate and key go together: name both, or neither".to_owned());

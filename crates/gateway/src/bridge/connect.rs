@@ -86,14 +86,18 @@ async fn attempt(
         stream.flush().await?;
         answer(&mut stream, link.version).await
     };
-    let (answer, rest) = exchanged.await.map_err(|error| match error.kind() {
-        io::ErrorKind::InvalidData => failed("protocol_error", error.to_string()),
-        // TLS 1.3 tells of a certificate that is not wanted only now.
-        _ if config.url.tls => {
-            failed("tls", format!("the broker ended the connection before it answered: {error}"))
+    let (answer, rest) = match exchanged.await {
+        Ok(Ok(answered)) => answered,
+        Ok(Err(detail)) => return Err(failed("protocol_error", detail)),
+        // TLS 1.3 tells of a certificate that is not wanted, or missing, only now.
+        Err(error) => {
+            let reason = if config.url.tls { "tls" } else { "network" };
+            return Err(failed(
+                reason,
+                format!("the broker ended the connection before it answered: {error}"),
+            ));
         }
-        _ => failed("network", format!("the broker ended the connection before it answered: {error}")),
-    })?;
+    };
     judge(&answer, link)?;
     Ok(Opened { stream, answer, rest })
 }
@@ -111,37 +115,44 @@ pub(super) fn password(config: &BridgeConfig) -> Result<Option<Vec<u8>>, String>
     }
 }
 
-async fn answer(stream: &mut Box<dyn Wire>, version: Version) -> io::Result<(Answer, Vec<u8>)> {
-    let bad = |detail: &'static str| io::Error::new(io::ErrorKind::InvalidData, detail);
+/// CONNACK and what came behind it; the inner error is the broker's, against the standard.
+async fn answer(
+    stream: &mut Box<dyn Wire>,
+    version: Version,
+) -> io::Result<Result<(Answer, Vec<u8>), &'static str>> {
     let mut bytes = Vec::new();
     let mut chunk = [0; 1024];
     loop {
-        match mqtt::frame(&bytes, ANSWER_BYTES_MAX).map_err(|error| bad(error.detail))? {
-            Framed::Packet(packet) => {
-                let answer = mqtt::decode_connack(&packet, version).map_err(|error| bad(error.detail))?;
-                return Ok((answer, bytes[packet.length..].to_vec()));
+        match mqtt::frame(&bytes, ANSWER_BYTES_MAX) {
+            Ok(Framed::Packet(packet)) => {
+                let answer = mqtt::decode_connack(&packet, version).map_err(|error| error.detail);
+                return Ok(answer.map(|answer| (answer, bytes[packet.length..].to_vec())));
             }
-            Framed::Partial(_) => {
+            Ok(Framed::Partial(_)) => {
                 let read = stream.read(&mut chunk).await?;
                 if read == 0 {
                     return Err(io::ErrorKind::UnexpectedEof.into());
                 }
                 bytes.extend_from_slice(&chunk[..read]);
             }
+            Err(error) => return Ok(Err(error.detail)),
         }
     }
 }
 
 /// Whether we are in, and whether what the broker can do is enough.
 fn judge(answer: &Answer, link: &FarLink) -> Result<(), FarEnd> {
+    const WRONG: &str = "user or password are wrong, or this user may not connect";
     let (reason, said) = match (link.version, answer.code) {
         (_, 0) => ("", ""),
+        (Version::V5, 0x86) => ("bad_credentials", WRONG),
+        (Version::V5, 0x87) => ("not_authorized", WRONG),
         (Version::V5, code) if code >= 0x80 => (mqtt::reason_name(code), mqtt::reason_name(code)),
         (_, 1) => ("unsupported_version", "it does not speak this version of MQTT; set version"),
         (_, 2) => ("client_id_not_valid", "the client id is refused; set client_id"),
         (_, 3) => ("server_unavailable", "it is not available"),
-        (_, 4) => ("bad_credentials", "user or password are wrong"),
-        (_, 5) => ("not_authorized", "this user may not connect"),
+        (_, 4) => ("bad_credentials", WRONG),
+        (_, 5) => ("not_authorized", WRONG),
         _ => ("unspecified", "no reason is given"),
     };
     if answer.code != 0 {

@@ -86,12 +86,8 @@ pub(crate) struct Connection<S> {
     pub(super) retained_wanted: bool,
     pub(super) keep_alive: Option<KeepAlive>,
     pub(super) standing: Standing,
-    /// Largest packet that is taken.
-    pub(super) packet_bytes_max: usize,
     /// For a connection that we opened, as a client of another broker.
     pub(super) far: Option<Box<Far>>,
-    /// Of the message that is being taken in; see `marks`.
-    pub(super) mark: u128,
 }
 
 /// Ends connections that are silent for one and a half times what they promised.
@@ -311,8 +307,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     fn take_packets(&mut self, bytes: &[u8], taken: &mut usize, batches: &mut Batches) -> Result<(), Close> {
         let received_at = Timestamp::now();
+        let configured = self.gateway.config.mqtt.packet_bytes_max;
+        let packet_bytes_max = self.far.as_ref().map_or(configured, |far| far.packet_bytes_max);
         loop {
-            match codec::frame(&bytes[*taken..], self.packet_bytes_max).map_err(Close::Fault)? {
+            match codec::frame(&bytes[*taken..], packet_bytes_max).map_err(Close::Fault)? {
                 Framed::Packet(frame) => {
                     self.take_packet(&frame, received_at, batches)?;
                     *taken += frame.length;

@@ -15,7 +15,8 @@ use tokio_util::sync::CancellationToken;
 use super::acks::{Acks, InflightLimits, Owed};
 use super::broker::{Attach, AttachError, Broker};
 use super::codec::{
-    self, AckKind, Answer, Frame, FromServer, Packet, Peer, Publish, QoS, Reason, Version, Wanted,
+    self, AckKind, Answer, Frame, FromServer, Packet, Peer, ProtocolError, Publish, QoS, Reason, Version,
+    Wanted,
 };
 use super::connection::{Close, Connection};
 use super::handshake::Leave;
@@ -83,6 +84,10 @@ pub(crate) struct FarEnd {
 pub(crate) struct Far {
     pub(super) metrics: Arc<OneBridge>,
     pub(super) stamp: Stamp,
+    /// Largest packet that is taken.
+    pub(super) packet_bytes_max: usize,
+    /// Of the message that is being taken in; see `marks`.
+    pub(super) mark: u128,
     name: Box<str>,
     rules: Arc<Rules>,
     flags_live: bool,
@@ -93,7 +98,7 @@ pub(crate) struct Far {
     local: String,
     passes: Option<bool>,
     /// Filters whose SUBACK has not come.
-    granting: Option<(Vec<(String, QoS)>, Pin<Box<Sleep>>)>,
+    granting: Option<Granting>,
     granted: bool,
     every: Duration,
     ping: Pin<Box<Sleep>>,
@@ -102,6 +107,12 @@ pub(crate) struct Far {
     pub(super) unsettled: bool,
     /// What the other broker said at the end.
     why: Option<FarEnd>,
+}
+
+#[derive(Debug)]
+struct Granting {
+    filters: Vec<(String, QoS)>,
+    due: Pin<Box<Sleep>>,
 }
 
 impl Far {
@@ -115,8 +126,8 @@ impl Far {
             self.unanswered = true;
             self.ping.as_mut().reset(Instant::now() + self.every);
         }
-        if let Some((_, due)) = &mut self.granting
-            && due.as_mut().poll(cx).is_ready()
+        if let Some(granting) = &mut self.granting
+            && granting.due.as_mut().poll(cx).is_ready()
         {
             return Err(Close::told(Reason::ImplementationSpecific, "the broker does not answer SUBSCRIBE"));
         }
@@ -150,7 +161,8 @@ impl Far {
 
     /// The answer to SUBSCRIBE.
     fn grant(&mut self, packet_id: u16, codes: &[u8]) -> Result<(), Close> {
-        let Some((filters, _)) = self.granting.take().filter(|_| packet_id == SUBSCRIBE_ID) else {
+        let Some(Granting { filters, .. }) = self.granting.take().filter(|_| packet_id == SUBSCRIBE_ID)
+        else {
             return Ok(());
         };
         let mut refused = 0;
@@ -249,13 +261,17 @@ impl<S> Connection<S> {
                 return Ok(());
             }
             seen.note(packet.packet_id, fingerprint);
-            self.mark = marks::of_bridged(far.hash, packet.packet_id, fingerprint);
+            far.mark = marks::of_bridged(far.hash, packet.packet_id, fingerprint);
         }
         let local = std::mem::take(&mut far.local);
         let taken = self.take_publish(&Publish { topic: local.as_bytes(), ..*packet }, received_at, batches);
-        self.mark = 0;
         if let Some(far) = &mut self.far {
+            far.mark = 0;
             far.local = local;
+            // It comes again, and is to be taken then.
+            if let (Err(_), QoS::AtLeastOnce, Some(seen)) = (&taken, packet.qos, &mut far.seen) {
+                seen.unnote();
+            }
         }
         taken
     }
@@ -279,7 +295,12 @@ impl<S> Connection<S> {
             self.received_count -= usize::from(self.session.forget_received(packet.packet_id));
         }
         if reason == Reason::QuotaExceeded {
-            return Err(Close::told(reason, "there is no room to keep what was sent"));
+            if let Some(far) = &mut self.far {
+                let what = "there is no room to keep what was sent: the session journal is full or failed"
+                    .to_owned();
+                far.why = Some(FarEnd { reason: reason.name(), what });
+            }
+            return Err(Close::Goodbye { with_will: false, session_expiry_s: None });
         }
         if let Some(far) = &self.far {
             far.metrics.refused(reason.name());
@@ -370,7 +391,9 @@ pub(crate) async fn serve_far<S: AsyncRead + AsyncWrite + Unpin>(
         }
     } else {
         session.begin_anew();
-        link.seen.as_mut().map(Seen::forget);
+        if let Some(seen) = &mut link.seen {
+            seen.forget();
+        }
         link.subscribed = false;
     }
     link.outlet.connected_to(answer);
@@ -380,9 +403,9 @@ pub(crate) async fn serve_far<S: AsyncRead + AsyncWrite + Unpin>(
         let wanted: Vec<_> = link.wanted.iter().map(|wanted| wanted_of(wanted)).collect();
         codec::subscribe(&mut output, link.version, SUBSCRIBE_ID, &wanted);
     }
-    let granting = subscribes.then(|| {
-        let filters = link.wanted.iter().map(|(filter, qos, _)| (filter.clone(), *qos)).collect();
-        (filters, Box::pin(tokio::time::sleep(link.grant_max)))
+    let granting = subscribes.then(|| Granting {
+        filters: link.wanted.iter().map(|(filter, qos, _)| (filter.clone(), *qos)).collect(),
+        due: Box::pin(tokio::time::sleep(link.grant_max)),
     });
     link.metrics.connects.inc();
     link.metrics.connected.set(i64::from(!subscribes));
@@ -398,6 +421,8 @@ pub(crate) async fn serve_far<S: AsyncRead + AsyncWrite + Unpin>(
         name: link.name.clone(),
         rules: Arc::clone(&link.rules),
         flags_live: link.flags_live,
+        packet_bytes_max: link.packet_bytes_max,
+        mark: 0,
         hash: link.hash,
         seen: link.seen.take(),
         last: String::new(),
@@ -438,9 +463,7 @@ pub(crate) async fn serve_far<S: AsyncRead + AsyncWrite + Unpin>(
         deliverable: true,
         retained_wanted: true,
         keep_alive: None,
-        packet_bytes_max: link.packet_bytes_max,
         far: Some(Box::new(far)),
-        mark: 0,
     };
     let close = drive(&mut connection, &signal, stop).await;
     link.metrics.connected.set(0);
@@ -450,8 +473,11 @@ pub(crate) async fn serve_far<S: AsyncRead + AsyncWrite + Unpin>(
     if let Some(far) = connection.far.take() {
         link.subscribed |= far.granted && subscribes;
         link.seen = far.seen;
+        // What was read may not have been given to the log when the log or the journal failed.
+        let failed = matches!(close, Close::Fault(error)
+            if matches!(error.reason, Reason::QuotaExceeded | Reason::Unspecified));
         if let Some(seen) = &mut link.seen {
-            seen.end(!far.unsettled);
+            seen.end(!far.unsettled && !failed);
         }
         why = far.why;
     }
@@ -486,7 +512,8 @@ fn wanted_of((filter, qos, retained): &(String, QoS, bool)) -> Wanted<'_> {
 }
 
 /// The code that a client ends a 5.0 connection with.
-pub(super) fn parting_code(reason: Reason) -> u8 {
+pub(super) fn parting_code(close: Close) -> u8 {
+    let Close::Fault(ProtocolError { reason, .. }) = close else { return 0 };
     match reason {
         Reason::ServerShuttingDown => 0,
         Reason::Malformed

@@ -331,9 +331,7 @@ async fn run<S: AsyncRead + AsyncWrite + Unpin>(
         deliverable: true,
         retained_wanted: true,
         keep_alive: KeepAlive::new(keep_alive_s),
-        packet_bytes_max: config.packet_bytes_max,
         far: None,
-        mark: 0,
     };
     let close = Box::pin(connection.drive()).await;
     let (reason, with_will, expiry_s) = match close {
@@ -380,8 +378,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Writes what waits, and DISCONNECT when the server ends a 5.0 connection; then closes our half.
     async fn say_goodbye(&mut self, close: Close) {
-        if let (Close::Fault(error), Some(_)) = (close, &self.far) {
-            codec::part(&mut self.output.bytes, self.peer.version, parting_code(error.reason));
+        if self.far.is_some() {
+            codec::part(&mut self.output.bytes, self.peer.version, parting_code(close));
         } else if let (Close::Fault(error), Version::V5) = (close, self.peer.version) {
             let max = self.peer.packet_bytes_max;
             codec::disconnect(&mut self.output.bytes, error.reason, error.detail, max);

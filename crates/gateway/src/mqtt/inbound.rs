@@ -152,7 +152,7 @@ impl<S> Connection<S> {
                     received_at,
                     content_type: packet.properties.content_type,
                     tags: &self.topics.tags,
-                    mark: self.mark,
+                    mark: self.far.as_ref().map_or(0, |far| far.mark),
                     payload: packet.payload,
                 };
                 let Ok(place) = batches.push(partition, &event) else {
@@ -191,7 +191,9 @@ impl<S> Connection<S> {
             return Ok(false);
         }
         let unacknowledged = self.acks.publishes_qos1() + self.received_count;
+        // A broker that is a little over it at a reconnect must not be sent away for ever; what is on its way is bounded anyhow.
         if self.peer.version == Version::V5
+            && self.far.is_none()
             && unacknowledged >= usize::from(self.gateway.config.mqtt.receive_maximum)
         {
             return Err(Close::Fault(ProtocolError {
