@@ -52,6 +52,16 @@ class Connection:
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.buffer = b""
 
+    @classmethod
+    def accepted(cls, listener, limit_s=10):
+        """The other end: a connection that came to a listening socket."""
+        own = cls.__new__(cls)
+        listener.settimeout(limit_s)
+        own.socket, _ = listener.accept()
+        own.socket.settimeout(limit_s)
+        own.buffer = b""
+        return own
+
     def send(self, data):
         """All of it."""
         self.socket.sendall(data)

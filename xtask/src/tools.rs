@@ -19,6 +19,7 @@ const PROBE_LIMIT: Duration = Duration::from_secs(20);
 const DEBIAN_TOOLS: &[(&str, &str)] = &[
     ("command -v mosquitto_pub && command -v mosquitto_sub", "mosquitto-clients"),
     ("command -v kcat", "kcat"),
+    ("command -v mosquitto || test -x /usr/sbin/mosquitto", "mosquitto"),
     ("command -v psql", "postgresql-client"),
     ("command -v curl", "curl"),
     ("python3 -c 'import venv, ensurepip'", "python3-venv"),

@@ -21,6 +21,7 @@ use catchment_decode::Decoders;
 use catchment_distribute::{DistributeConfig, DistributeMetrics, Distributor, Parts};
 use catchment_eventlog::EventLog;
 use catchment_eventlog::embedded::EmbeddedLog;
+use catchment_gateway::bridge::BridgeMetrics;
 use catchment_gateway::transport::{Protocol, TransportMetrics};
 use catchment_gateway::{Admission, Gateway, GatewayMetrics, SessionStore};
 use catchment_serve::ServeState;
@@ -42,7 +43,7 @@ use self::platform::RunningPlatform;
 use crate::admission::{PgAdmission, RegistryAdmission};
 use crate::cli::WorldArgs;
 use crate::engines::{self, Engine, Seam};
-use crate::folder::{DataFolder, read_admin_token};
+use crate::folder::{self, DataFolder, read_admin_token};
 use crate::routes::RegistryRoutes;
 use crate::settings::Settings;
 use crate::{logging, worlds};
@@ -195,6 +196,8 @@ impl App {
 
         let mut metrics = MetricsRegistry::default();
         gateway_metrics.register(&mut metrics);
+        let bridge_metrics = BridgeMetrics::default();
+        bridge_metrics.register(&mut metrics);
         transport_metrics.register(&mut metrics);
         distribute_metrics.register(&mut metrics);
         history.metrics().register(&mut metrics);
@@ -221,13 +224,18 @@ impl App {
         let router = catchment_serve::router(state, Gateway::openapi()).merge(gateway.router());
 
         let closing = CancellationToken::new();
+        let mut servers = JoinSet::new();
+        let bridges = settings.all_bridges();
+        if !bridges.is_empty() || folder::read_instance(folder.path())?.is_some() {
+            let instance = folder.instance()?;
+            gateway.start_bridges(&bridges, &instance, &bridge_metrics, &closing, &mut servers).await?;
+        }
         let history_stop = CancellationToken::new();
         let mut background = JoinSet::new();
         background.spawn(release(Arc::clone(&log), Arc::clone(&history)));
         background.spawn(Arc::clone(&registry).follow());
         background.spawn(apply_rules(Arc::clone(&registry), Arc::clone(&decoders), Arc::clone(&gateway)));
         let history_task = tokio::spawn(history.run(history_stop.clone()));
-        let mut servers = JoinSet::new();
         let pg_tls = listeners.pg_tls();
         let pg_listener = listeners.serve(&mut servers, &gateway, &router, &closing);
         let pg_stop = closing.clone();
@@ -292,6 +300,8 @@ impl App {
                 Protocol::Pg => lines.push(("PostgreSQL", format!("postgresql://admin@{address}/main"))),
             }
         }
+        let bridges = self.settings.all_bridges();
+        lines.extend(bridges.iter().map(|bridge| ("bridge", format!("{} ({})", bridge.url, bridge.name))));
         lines.push(("data", self.folder.path().display().to_string()));
         let seams = self.engines.iter().filter(|(_, engine)| *engine != Engine::Off);
         lines.extend(seams.map(|(seam, engine)| (seam.name(), engine.to_string())));

@@ -1,5 +1,6 @@
 //! `catchment check`: is this configuration sound, what do the engines resolve to, what does the machine give.
 
+mod bridges;
 mod tls;
 
 use std::fs;
@@ -55,6 +56,7 @@ pub(crate) fn check<E: std::error::Error + Send + Sync + 'static>(
     findings.push(roles(&settings));
     findings.extend(settings.all_listeners().iter().map(listener));
     findings.extend(tls::findings(&settings.tls));
+    findings.extend(bridges::findings(&settings));
     findings.push(access(&settings));
     findings.extend(data_folder(&settings));
     let rows: Vec<Vec<String>> = findings

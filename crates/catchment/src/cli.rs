@@ -40,6 +40,7 @@ pub(crate) enum Command {
     #[command(after_help = "Examples:
   catchment serve
   catchment serve --data /var/lib/catchment --http 0.0.0.0:8080 --mqtt 0.0.0.0:1883
+  catchment serve --source 'mqtt://broker.example/city/#'
   CATCHMENT_HISTORY__FLUSH_INTERVAL_MS=10000 catchment serve --config /etc/catchment.toml
 
 Settings come from, the later the stronger: built-in defaults, catchment.toml (--config, or in the working
@@ -136,6 +137,10 @@ pub(crate) struct ServeArgs {
     /// Where the PostgreSQL protocol listens [default: 127.0.0.1:5433].
     #[arg(long, value_name = "ADDR:PORT", help_heading = "Listeners")]
     pub(crate) pg: Option<SocketAddr>,
+    /// Another broker to take messages from: mqtt://USER:PASSWORD@HOST:PORT/FILTER, mqtts:// with TLS; may be repeated. The
+    /// list of processes shows it: passwords are better kept in CATCHMENT_SOURCES or [[bridges]] of the settings.
+    #[arg(long = "source", value_name = "URL", help_heading = "Bridges")]
+    pub(crate) sources: Vec<String>,
     /// Engine of the event log [default: embedded].
     #[arg(long, value_name = "URL", help_heading = "Engines")]
     pub(crate) log: Option<String>,
@@ -170,6 +175,7 @@ impl ServeArgs {
             ("https", text(self.https)),
             ("tls.certificate", file(&self.tls_certificate)),
             ("tls.key", file(&self.tls_key)),
+            ("sources", Some(self.sources.join(" ")).filter(|sources| !sources.is_empty())),
             ("engines.log", self.log.clone()),
             ("engines.history", self.history.clone()),
             ("engines.snapshot", self.snapshot.clone()),

@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 
 const LOCK: &str = "LOCK";
 const ADMIN_TOKEN: &str = "admin.token";
+const INSTANCE: &str = "instance";
 
 /// A data folder that this process owns until the value is dropped.
 #[derive(Debug)]
@@ -63,6 +64,27 @@ impl DataFolder {
         &self.path
     }
 
+    /// The name of this folder, by which other brokers know our sessions again; made when it is first asked for.
+    ///
+    /// # Errors
+    /// When it cannot be read or written.
+    pub(crate) fn instance(&self) -> anyhow::Result<String> {
+        if let Some(instance) = read_instance(&self.path)? {
+            return Ok(instance);
+        }
+        let instance = format!("{:016x}", rand::random::<u64>());
+        let (path, draft) = (self.path.join(INSTANCE), self.path.join(format!("{INSTANCE}.new")));
+        let write = || {
+            let mut file = File::create(&draft)?;
+            writeln!(file, "{instance}")?;
+            file.sync_all()?;
+            std::fs::rename(&draft, &path)?;
+            File::open(&self.path)?.sync_all()
+        };
+        write().with_context(|| format!("{} cannot be written", path.display()))?;
+        Ok(instance)
+    }
+
     /// Keeps the administrator's token in a file that only the owner of the process can read.
     ///
     /// # Errors
@@ -81,6 +103,24 @@ impl DataFolder {
         write().with_context(|| format!("the administrator's token cannot be kept in {}", path.display()))?;
         Ok(path)
     }
+}
+
+/// The name of a data folder, if it has one; see [`DataFolder::instance`].
+///
+/// # Errors
+/// When it is there and cannot be read, or is no name.
+pub(crate) fn read_instance(data: &Path) -> anyhow::Result<Option<String>> {
+    let path = data.join(INSTANCE);
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(|| format!("{} cannot be read", path.display())),
+    };
+    let instance = text.trim();
+    if instance.is_empty() || !instance.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+        bail!("{} does not hold a name of letters and digits", path.display());
+    }
+    Ok(Some(instance.to_owned()))
 }
 
 /// The administrator's token of a data folder, if it has one that this user may read.
@@ -113,6 +153,20 @@ mod tests {
         assert!(error.contains(&format!("in use by process {}", std::process::id())), "{error}");
         drop(first);
         DataFolder::open(&data).unwrap();
+    }
+
+    #[test]
+    fn the_name_of_the_folder_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(read_instance(dir.path()).unwrap(), None);
+        let folder = DataFolder::open(dir.path()).unwrap();
+        let instance = folder.instance().unwrap();
+        assert_eq!(
+            (folder.instance().unwrap(), read_instance(dir.path()).unwrap()),
+            (instance.clone(), Some(instance))
+        );
+        std::fs::write(dir.path().join(INSTANCE), "a b\n").unwrap();
+        assert!(folder.instance().is_err());
     }
 
     #[test]

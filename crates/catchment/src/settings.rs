@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use catchment_eventlog::embedded::LogConfig;
 use catchment_gateway::GatewayConfig;
+use catchment_gateway::bridge::{self, Address, BridgeConfig};
 use catchment_gateway::transport::{ListenerConfig, NetworkConfig, Protocol, TlsConfig};
 use catchment_serve::ServeConfig;
 use catchment_serve::pg::PgConfig;
@@ -63,6 +64,12 @@ pub(crate) struct Settings {
     pub(crate) network: NetworkConfig,
     /// Further listeners, or those that need more than an address.
     pub(crate) listeners: Vec<ListenerConfig>,
+    /// Other brokers whose messages are taken in: addresses with a filter.
+    #[serde(deserialize_with = "bridge::sources", skip_serializing_if = "Vec::is_empty")]
+    pub(crate) sources: Vec<Address>,
+    /// Other brokers, with everything that can be said about them.
+    #[serde(deserialize_with = "bridge::bridges", skip_serializing_if = "Vec::is_empty")]
+    pub(crate) bridges: Vec<BridgeConfig>,
     /// Devices in.
     pub(crate) gateway: GatewayConfig,
     /// Who comes in.
@@ -96,6 +103,8 @@ impl Default for Settings {
             tls: TlsConfig::default(),
             network: NetworkConfig::default(),
             listeners: Vec::new(),
+            sources: Vec::new(),
+            bridges: Vec::new(),
             gateway: GatewayConfig::default(),
             admission: AdmissionConfig::default(),
             log: LogConfig::default(),
@@ -120,6 +129,12 @@ impl Settings {
             Some(ListenerConfig::new(protocol, address?))
         };
         of_flags.into_iter().filter_map(listener).chain(self.listeners.iter().cloned()).collect()
+    }
+
+    /// All bridges: those of sources, then the others.
+    pub(crate) fn all_bridges(&self) -> Vec<BridgeConfig> {
+        let of_sources = self.sources.iter().cloned().map(BridgeConfig::of_source);
+        of_sources.chain(self.bridges.iter().cloned()).collect()
     }
 
     /// Whether only this machine can reach us. A balancer that speaks for others makes them reach us, wherever it is.
@@ -149,6 +164,7 @@ impl Settings {
         self.network.check()?;
         self.check_listeners()?;
         self.gateway.check()?;
+        bridge::check_bridges(&self.all_bridges(), &self.gateway.mqtt)?;
         self.admission.check()?;
         self.log.check()?;
         Ok(())

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use catchment_eventlog::{EventLog, LogError};
@@ -14,9 +14,11 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::{Admission, ClientLimits, Credentials, Denied, Meter, Principal, RateLimits};
+use crate::bridge::{self, BridgeConfig, BridgeError, BridgeMetrics, Recalled};
 use crate::config::{ConfigError, GatewayConfig, UnroutedAction};
 use crate::http::{BODY_PERMIT_BYTES, Keys};
 use crate::ingest::Batches;
@@ -55,6 +57,10 @@ pub struct Gateway {
     refusals_logged: ClientLimits,
     /// Keys of requests that may be sent again.
     pub(crate) keys: Keys,
+    /// The data folder's name, where there are bridges.
+    pub(crate) instance: OnceLock<Box<str>>,
+    /// What the log had of bridges at the start, until they take it.
+    bridged: Mutex<HashMap<u64, Recalled>>,
     brokers: RwLock<HashMap<Arc<str>, Arc<Broker>>>,
     connections: Mutex<Connections>,
     /// The newest change of what admission decides by that connections were told of.
@@ -173,6 +179,8 @@ impl Gateway {
                 device: Some(Arc::new(Meter::new(REFUSALS_LOGGED))),
                 realm: None,
             },
+            instance: OnceLock::new(),
+            bridged: Mutex::default(),
             brokers: RwLock::default(),
             connections: Mutex::default(),
             admission_change: AtomicU64::new(0),
@@ -232,18 +240,42 @@ impl Gateway {
         connections.signals.values().for_each(|signal| signal.raise(SHUT_DOWN));
     }
 
-    /// Reads from the log what an earlier process had taken in of requests that may be sent again. Call it before anything
+    /// Reads from the log what an earlier process had taken in of requests and by bridges that may be sent again. Call it before anything
     /// is served.
     ///
     /// # Errors
     /// The log cannot be read.
     pub async fn recall(&self) -> Result<(), LogError> {
-        marks::recall(&*self.log, self.keys.window(), |mark| {
-            if let Some(mark) = Mark::decode(mark) {
-                self.keys.recall(mark);
+        let mut bridged = HashMap::<u64, Recalled>::new();
+        marks::recall(&*self.log, self.keys.window(), |mark, at| match mark {
+            Mark::Bridged { link, packet_id, fingerprint } => {
+                bridged.entry(link).or_default().note(packet_id, fingerprint, at);
             }
+            mark => self.keys.recall(mark),
         })
-        .await
+        .await?;
+        *self.bridged.lock() = bridged;
+        Ok(())
+    }
+
+    /// Starts bridges to other brokers, in `tasks`, until `stop`. `instance` is of the data folder, made once: client ids are
+    /// made of it. Call it once, after [`Gateway::recall`] and before anything is served: what is published from then on
+    /// is queued for the brokers.
+    ///
+    /// # Errors
+    /// A bridge's session cannot be kept.
+    pub async fn start_bridges(
+        self: &Arc<Self>,
+        configs: &[BridgeConfig],
+        instance: &str,
+        metrics: &BridgeMetrics,
+        stop: &CancellationToken,
+        tasks: &mut JoinSet<()>,
+    ) -> Result<(), BridgeError> {
+        let recalled = std::mem::take(&mut *self.bridged.lock());
+        // Bridges are started once.
+        let _ = self.instance.set(instance.into());
+        bridge::start(self, configs, instance, metrics, recalled, stop, tasks).await
     }
 
     /// Keeps routes that are added while running in `store`, and takes those that are there into force.
@@ -294,6 +326,11 @@ impl Gateway {
             Arc::new(Broker::new(realm, &self.config.mqtt, self.metrics.clone(), keeper))
         });
         Arc::clone(broker)
+    }
+
+    /// The brokers of all realms that there are.
+    pub(crate) fn brokers(&self) -> Vec<Arc<Broker>> {
+        self.brokers.read().values().cloned().collect()
     }
 
     pub(crate) fn partition(&self, realm: &str, device_id: &str) -> PartitionId {
@@ -519,8 +556,7 @@ async fn sweep(gateway: Weak<Gateway>) {
     for round in 0u32.. {
         ticks.tick().await;
         let Some(gateway) = gateway.upgrade() else { return };
-        let brokers: Vec<_> = gateway.brokers.read().values().cloned().collect();
-        for broker in brokers {
+        for broker in gateway.brokers() {
             for will in broker.sweep(Instant::now()) {
                 gateway.publish_will(broker.realm(), &will).await;
             }

@@ -1,13 +1,14 @@
-//! Devices in: the MQTT broker and HTTP ingest.
+//! Devices in: the MQTT broker, HTTP ingest, and bridges to other brokers.
 //!
 //! The gateway turns publishes and requests into events, hands them to the event log, and acknowledges them once the log
 //! says that they are durable: a PUBACK, PUBREC or 200 means "in the log", and nothing less does. It knows the log and
 //! [`Admission`], and nothing of what is behind them.
 //!
 //! Start at [`Gateway`]. `mqtt/handshake.rs` is the life of a connection, `mqtt/connection.rs` its loop,
-//! `mqtt/inbound.rs` the hot path, `http/mod.rs` HTTP ingest.
+//! `mqtt/inbound.rs` the hot path, `http/mod.rs` HTTP ingest, `bridge/mod.rs` what bridges promise.
 
 mod admission;
+pub mod bridge;
 mod config;
 mod gateway;
 mod http;

@@ -1,9 +1,9 @@
 //! Marks of events: how the gateway finds again, after a restart, what it had in the log already.
 //!
-//! An event of a request with an `Idempotency-Key` carries a mark, written with it in the same append: it is as durable as
-//! the event, and there if and only if the event is. On a start the newest events of each partition are read once for
-//! their marks. A mark has 128 bits, from the highest. Of a request whose body was there as a whole before anything of it
-//! was appended:
+//! An event of a request with an `Idempotency-Key`, or of a QoS 1 message that came by a bridge, carries a mark, written with
+//! it in the same append: it is as durable as the event, and there if and only if the event is. On a start the newest events
+//! of each partition are read once for their marks. A mark has 128 bits, from the highest. Of a request whose body was there
+//! as a whole before anything of it was appended:
 //!
 //! | bits | what |
 //! | --- | --- |
@@ -20,6 +20,15 @@
 //! | 61 | hash of who, topic and key: the lower bits of that above |
 //! | 32 | how many events of the request there are up to here |
 //! | 32 | hash of content type and body up to here |
+//!
+//! Of a message that came by a bridge:
+//!
+//! | bits | what |
+//! | --- | --- |
+//! | 3 | 001 |
+//! | 45 | hash of the bridge's session |
+//! | 16 | packet identifier |
+//! | 64 | fingerprint of topic and payload |
 
 use std::time::Duration;
 
@@ -33,6 +42,9 @@ const READ_BYTES: usize = 4 << 20;
 const OF_WHOLE: u128 = 1 << 127;
 const OF_LINES: u128 = 1 << 126;
 const IS_LAST: u128 = 1 << 125;
+const OF_BRIDGE: u128 = 1 << 125;
+/// Bits of the hash of a bridge's session.
+pub(crate) const LINK_BITS: u64 = (1 << 45) - 1;
 /// The bits of a key that all marks have.
 const KEY: u64 = (1 << 61) - 1;
 
@@ -52,6 +64,15 @@ pub(crate) enum Mark {
         key: u64,
         /// The request up to this event.
         upto: Upto,
+    },
+    /// A message that came by a bridge.
+    Bridged {
+        /// Hash of the bridge's session.
+        link: u64,
+        /// The packet identifier that it had there.
+        packet_id: u16,
+        /// Of topic and payload.
+        fingerprint: u64,
     },
 }
 
@@ -81,6 +102,12 @@ impl Mark {
                 let place = u128::from(events) << 32 | u128::from(prefix);
                 OF_LINES | last | u128::from(key & KEY) << 64 | place
             }
+            Self::Bridged { link, packet_id, fingerprint } => {
+                OF_BRIDGE
+                    | u128::from(link & LINK_BITS) << 80
+                    | u128::from(packet_id) << 64
+                    | u128::from(fingerprint)
+            }
         }
     }
 
@@ -90,8 +117,12 @@ impl Mark {
         if mark & OF_WHOLE != 0 {
             return Some(Self::Whole { key, body: mark as u64 });
         }
-        let upto = Upto { events: (mark >> 32) as u32, prefix: mark as u32, is_last: mark & IS_LAST != 0 };
-        (mark & OF_LINES != 0).then_some(Self::Line { key, upto })
+        if mark & OF_LINES != 0 {
+            let upto = Upto { events: (mark >> 32) as u32, prefix: mark as u32, is_last: mark & IS_LAST != 0 };
+            return Some(Self::Line { key, upto });
+        }
+        let (link, packet_id) = ((mark >> 80) as u64 & LINK_BITS, (mark >> 64) as u16);
+        (mark & OF_BRIDGE != 0).then_some(Self::Bridged { link, packet_id, fingerprint: mark as u64 })
     }
 }
 
@@ -106,15 +137,15 @@ pub(crate) fn hash(parts: &[&[u8]]) -> u64 {
     digest.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes))
 }
 
-/// Reads the newest events of all partitions that are not older than `window`, and hands on the marks that they have, in
-/// order within a partition.
+/// Reads the newest events of all partitions, and hands on the marks that they have, in order within a partition: those of
+/// requests not older than `window`, and all of bridges, each with the time that its event was received at.
 ///
 /// # Errors
 /// The log cannot be read.
 pub(crate) async fn recall(
     log: &dyn EventLog,
     window: Duration,
-    mut each: impl FnMut(u128),
+    mut each: impl FnMut(Mark, Timestamp),
 ) -> Result<(), LogError> {
     let window_us = i64::try_from(window.as_micros()).unwrap_or(i64::MAX);
     let oldest = Timestamp(Timestamp::now().as_micros().saturating_sub(window_us));
@@ -124,8 +155,10 @@ pub(crate) async fn recall(
         while from < range.end {
             let read = log.read(partition, from, READ_BYTES).await?;
             for event in read.blocks.iter().flat_map(|block| &block.events) {
-                if event.mark != 0 && event.received_at >= oldest {
-                    each(event.mark);
+                let Some(mark) = Mark::decode(event.mark) else { continue };
+                // A bridge may have been away for longer than any request is sent again.
+                if event.received_at >= oldest || matches!(mark, Mark::Bridged { .. }) {
+                    each(mark, event.received_at);
                 }
             }
             // A read always gets further; if one did not, there would be no end.
@@ -147,6 +180,8 @@ mod tests {
             Mark::Whole { key, body: 7 },
             Mark::Line { key: 5, upto: upto(false) },
             Mark::Line { key, upto: upto(true) },
+            Mark::Bridged { link: LINK_BITS, packet_id: 65_535, fingerprint: u64::MAX },
+            Mark::Bridged { link: 0, packet_id: 1, fingerprint: 0 },
         ] {
             assert_eq!(Mark::decode(mark.encode()), Some(mark));
         }

@@ -86,6 +86,8 @@ impl Keys {
         let (key, kept) = match mark {
             Mark::Whole { key, body } => (key, Kept::Whole { body, events: 1 }),
             Mark::Line { key, upto } => (key, Kept::Lines(upto)),
+            // Of no request.
+            Mark::Bridged { .. } => return,
         };
         match (state.keys.get_mut(&key), kept) {
             (Some(Known { kept: Kept::Whole { body, events }, .. }), Kept::Whole { body: new, .. })

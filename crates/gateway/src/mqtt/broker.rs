@@ -211,6 +211,23 @@ impl Broker {
         }
     }
 
+    /// Limits of topics and filters.
+    pub(crate) fn topic_limits(&self) -> TopicLimits {
+        self.topic_limits
+    }
+
+    /// Ends sessions whose client ids say that nobody comes for them any more; how many.
+    pub(crate) fn end_sessions(&self, is_over: impl Fn(&str) -> bool) -> usize {
+        let mut sessions = self.sessions.lock();
+        let over: Vec<_> = sessions.extract_if(|client_id, _| is_over(client_id)).collect();
+        self.metrics.sessions.set(i64::try_from(sessions.len()).unwrap_or(i64::MAX));
+        drop(sessions);
+        for (_, session) in &over {
+            self.end(session);
+        }
+        over.len()
+    }
+
     /// Ends a session that is no longer in the map.
     fn end(&self, session: &Session) -> Option<Will> {
         let Remains { filters, will, shared } = session.end();

@@ -15,6 +15,7 @@ use super::acks::{Acks, Released};
 use super::aliases::Aliases;
 use super::broker::Broker;
 use super::codec::{self, AckKind, Frame, Framed, Packet, Peer, ProtocolError, Reason, Version};
+use super::far::Far;
 use super::inbound::{Forward, Tally, TopicCache};
 use super::output::Output;
 use super::pool::{READ_BYTES, Workspace};
@@ -85,6 +86,8 @@ pub(crate) struct Connection<S> {
     pub(super) retained_wanted: bool,
     pub(super) keep_alive: Option<KeepAlive>,
     pub(super) standing: Standing,
+    /// For a connection that we opened, as a client of another broker.
+    pub(super) far: Option<Box<Far>>,
 }
 
 /// Ends connections that are silent for one and a half times what they promised.
@@ -177,6 +180,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         if let Poll::Ready(settled) = self.poll_acks(cx) {
             settled?;
         }
+        if let Some(far) = &mut self.far {
+            far.poll_timers(cx, &mut self.output.bytes)?;
+        }
         loop {
             self.deliver();
             match self.output.poll_send(&mut self.stream, cx) {
@@ -204,6 +210,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let reads = self.acks.has_room() && self.output.len() < OUTPUT_BYTES_MAX && !self.is_paused(cx);
         if reads && let Poll::Ready(step) = self.poll_input(cx) {
             return Ok(Poll::Ready(step.unwrap_or(Step::Close(Close::Lost))));
+        }
+        if !reads && let Some(far) = &mut self.far {
+            far.heard();
         }
         if let Some(keep_alive) = &mut self.keep_alive {
             if !reads {
@@ -261,6 +270,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         if let Some(keep_alive) = &mut self.keep_alive {
             keep_alive.last_input = Instant::now();
         }
+        if let Some(far) = &mut self.far {
+            far.heard();
+        }
     }
 
     /// Takes all whole packets of the input in, hands what was published to the log, and keeps the rest.
@@ -281,6 +293,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         self.charge();
         self.confirm_recorded().await?;
         self.acks.close_group(submitted_bytes);
+        if let Some(far) = &self.far {
+            far.metrics.received.inc_by(self.tally.messages);
+        }
         self.tally.report(&self.gateway.metrics);
         match input {
             Input::Partial if taken == 0 => self.partial = partial,
@@ -299,10 +314,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     fn take_packets(&mut self, bytes: &[u8], taken: &mut usize, batches: &mut Batches) -> Result<(), Close> {
         let received_at = Timestamp::now();
+        let configured = self.gateway.config.mqtt.packet_bytes_max;
+        let packet_bytes_max = self.far.as_ref().map_or(configured, |far| far.packet_bytes_max);
         loop {
-            match codec::frame(&bytes[*taken..], self.gateway.config.mqtt.packet_bytes_max)
-                .map_err(Close::Fault)?
-            {
+            match codec::frame(&bytes[*taken..], packet_bytes_max).map_err(Close::Fault)? {
                 Framed::Packet(frame) => {
                     self.take_packet(&frame, received_at, batches)?;
                     *taken += frame.length;
@@ -322,6 +337,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         received_at: Timestamp,
         batches: &mut Batches,
     ) -> Result<(), Close> {
+        if self.far.is_some() {
+            return self.take_from_far(frame, received_at, batches);
+        }
         match codec::decode(frame, self.peer.version).map_err(Close::Fault)? {
             Packet::Publish(publish) => self.take_publish(&publish, received_at, batches),
             packet => self.take_control(packet),
@@ -337,6 +355,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             self.deliverable = self.output.bytes.len() >= OUTPUT_BYTES_MAX;
             let metrics = &self.gateway.metrics;
             metrics.delivered.inc_by(filled.sent);
+            if let Some(far) = &self.far {
+                far.note_filled(&filled);
+            }
             if filled.expired + filled.too_large > 0 {
                 metrics.deliveries_dropped_expired.inc_by(filled.expired);
                 metrics.deliveries_dropped_too_large.inc_by(filled.too_large);
@@ -348,7 +369,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 impl<S> Connection<S> {
     /// Encodes the acknowledgements that are due. Ready once none is owed.
     pub(super) fn poll_acks(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Close>> {
-        let Self { acks, output, peer, session, gateway, received_count, .. } = self;
+        let Self { acks, output, peer, session, gateway, received_count, far, .. } = self;
+        let refuses = peer.version == Version::V5 && far.is_none();
         let mut acknowledged = 0;
         let polled = acks.poll(cx, |released| match released {
             Released::Ack(owed, None) => {
@@ -365,7 +387,7 @@ impl<S> Connection<S> {
                 if owed.kind == AckKind::Rec && session.forget_received(owed.packet_id) {
                     *received_count -= 1;
                 }
-                if peer.version == Version::V5 && matches!(error, LogError::Full { .. }) {
+                if refuses && matches!(error, LogError::Full { .. }) {
                     let full = Reason::QuotaExceeded;
                     codec::puback(&mut output.bytes, owed.kind, peer, owed.packet_id, full);
                     return Ok(());
@@ -386,6 +408,9 @@ impl<S> Connection<S> {
         });
         if acknowledged > 0 {
             gateway.metrics.acknowledged.inc_by(acknowledged);
+        }
+        if let (Poll::Ready(Err(_)), Some(far)) = (&polled, far) {
+            far.unsettled = true;
         }
         polled
     }

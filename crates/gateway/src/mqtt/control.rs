@@ -50,7 +50,11 @@ impl<S> Connection<S> {
     }
 
     fn finish(&mut self, ack: Ack) {
-        self.deliverable |= self.session.finish(ack.packet_id);
+        let known = self.session.finish(ack.packet_id);
+        self.deliverable |= known;
+        if known && let Some(far) = &self.far {
+            far.note_finished(ack.code);
+        }
     }
 
     fn release(&mut self, ack: Ack) {

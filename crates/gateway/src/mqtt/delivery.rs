@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::aliases::{Alias, Aliases};
 use super::codec::{self, Peer, PublishHeader, QoS};
 use super::message::Message;
+use crate::bridge::Outbound;
 
 /// A message for one session.
 #[derive(Debug)]
@@ -33,7 +34,7 @@ impl Delivery {
         Self { shared, ..self }
     }
 
-    /// Writes the PUBLISH. `false` when it is larger than the client takes.
+    /// Writes the PUBLISH, by a bridge as `outbound` says. `false` when it is larger than the client takes.
     pub(super) fn encode(
         &self,
         output: &mut Vec<u8>,
@@ -41,18 +42,23 @@ impl Delivery {
         expiry_s: Option<u32>,
         peer: &Peer,
         aliases: Option<&mut Aliases>,
+        outbound: Option<&Outbound>,
     ) -> bool {
-        let (topic, payload) = (self.message.topic(), self.message.payload());
+        let payload = self.message.payload();
+        let (topic, retain, properties) = match outbound {
+            Some(outbound) => (&*outbound.topic, outbound.retain, &*outbound.properties),
+            None => (self.message.topic(), self.retain, self.message.properties()),
+        };
         let header = PublishHeader {
             duplicate: self.packet_id != 0,
             qos: self.qos,
-            retain: self.retain,
+            retain,
             topic: topic.as_bytes(),
             topic_alias: None,
             packet_id,
             expiry_s,
             subscription_ids: &self.subscription_ids,
-            properties: self.message.properties(),
+            properties,
         };
         let mut write = |header: &PublishHeader<'_>| {
             codec::publish(output, peer.version, header, payload, peer.packet_bytes_max)

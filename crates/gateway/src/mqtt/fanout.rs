@@ -42,6 +42,7 @@ impl Broker {
                 Place::Kept(seq) => seq,
                 Place::Full => {
                     self.metrics.deliveries_dropped_full.inc();
+                    target.session.count_dropped();
                     continue;
                 }
             };
@@ -99,6 +100,7 @@ impl Broker {
             (delivery.seq, delivery.position, delivery.shared) = (seq, staged.position, target.shared);
             if target.session.enqueue(delivery).is_err() {
                 self.metrics.deliveries_dropped_full.inc();
+                target.session.count_dropped();
                 target.session.record_finished(seq);
             }
         }

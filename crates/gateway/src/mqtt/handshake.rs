@@ -12,6 +12,7 @@ use super::aliases::Aliases;
 use super::broker::{Attach, AttachError, Attached, Broker};
 use super::codec::{self, ConnAck, Connect, Frame, Framed, Offer, Peer, ProtocolError, Reason, Version};
 use super::connection::{Close, Connection, KeepAlive};
+use super::far::parting_code;
 use super::output::Output;
 use super::session::Session;
 use super::signal::{SHUT_DOWN, Signal};
@@ -186,6 +187,7 @@ async fn admit(
             topic_alias_maximum: config.topic_aliases_max,
             packet_bytes_max: u32::try_from(config.packet_bytes_max).unwrap_or(u32::MAX),
             response_info: response_info.as_deref(),
+            instance: gateway.instance.get().map(|instance| &**instance).filter(|_| connect.is_bridge),
         }),
     };
     let mut output = Vec::new();
@@ -274,10 +276,10 @@ fn assign_client_id() -> String {
 }
 
 /// Leaves the session when the connection's task ends in any way, a panic included.
-struct Leave<'a> {
-    broker: &'a Broker,
-    session: &'a Arc<Session>,
-    signal: &'a Arc<Signal>,
+pub(super) struct Leave<'a> {
+    pub(super) broker: &'a Broker,
+    pub(super) session: &'a Arc<Session>,
+    pub(super) signal: &'a Arc<Signal>,
 }
 
 impl Drop for Leave<'_> {
@@ -329,6 +331,7 @@ async fn run<S: AsyncRead + AsyncWrite + Unpin>(
         deliverable: true,
         retained_wanted: true,
         keep_alive: KeepAlive::new(keep_alive_s),
+        far: None,
     };
     let close = Box::pin(connection.drive()).await;
     // It takes nothing more and is told nothing more.
@@ -356,7 +359,7 @@ async fn run<S: AsyncRead + AsyncWrite + Unpin>(
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Says a last word, and waits until the log has told what became of the last events. When the server stops, they
     /// are still acknowledged. Gives the QoS 2 messages of which it did not tell.
-    async fn end(&mut self, close: Close) -> Vec<u16> {
+    pub(super) async fn end(&mut self, close: Close) -> Vec<u16> {
         let stops = matches!(close, Close::Fault(error) if error.reason == Reason::ServerShuttingDown);
         if !stops {
             self.say_goodbye(close).await;
@@ -364,7 +367,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         // An error ends the waiting for the group it is in; the next is waited for all the same.
         let settle = async { while std::future::poll_fn(|cx| self.poll_acks(cx)).await.is_err() {} };
         // On a timeout, what is not known stays unproven.
-        let _ = tokio::time::timeout(SETTLE_MAX, settle).await;
+        let settled = tokio::time::timeout(SETTLE_MAX, settle).await;
+        if let (Err(_), Some(far)) = (settled, &mut self.far) {
+            far.unsettled = true;
+        }
         let unproven = self.acks.unproven().collect();
         if stops {
             self.say_goodbye(close).await;
@@ -374,7 +380,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Writes what waits, and DISCONNECT when the server ends a 5.0 connection; then closes our half.
     async fn say_goodbye(&mut self, close: Close) {
-        if let (Close::Fault(error), Version::V5) = (close, self.peer.version) {
+        if self.far.is_some() {
+            codec::part(&mut self.output.bytes, self.peer.version, parting_code(close));
+        } else if let (Close::Fault(error), Version::V5) = (close, self.peer.version) {
             let max = self.peer.packet_bytes_max;
             codec::disconnect(&mut self.output.bytes, error.reason, error.detail, max);
         }

@@ -152,7 +152,7 @@ impl<S> Connection<S> {
                     received_at,
                     content_type: packet.properties.content_type,
                     tags: &self.topics.tags,
-                    mark: 0,
+                    mark: self.far.as_ref().map_or(0, |far| far.mark),
                     payload: packet.payload,
                 };
                 let Ok(place) = batches.push(partition, &event) else {
@@ -168,7 +168,11 @@ impl<S> Connection<S> {
         self.acks.owe(owed);
         let origin = self.origin(packet, append.is_some(), received_at);
         if packet.retain || self.is_wanted() {
-            let message = Message::from_publish(&self.topics.topic, packet, self.session.id());
+            let (topic, publisher) = (&self.topics.topic, self.session.id());
+            let message = match &self.far {
+                Some(far) => Message::stamped(topic, packet, publisher, far.stamp.encoded()),
+                None => Message::from_publish(topic, packet, publisher),
+            };
             let append = append.and_then(|place| u16::try_from(place).ok());
             self.forwards.push(Forward { message: Arc::new(message), append, origin, staged: None });
         } else if let Some(origin) = origin {
@@ -187,7 +191,9 @@ impl<S> Connection<S> {
             return Ok(false);
         }
         let unacknowledged = self.acks.publishes_qos1() + self.received_count;
+        // A broker that is a little over it at a reconnect must not be sent away for ever; what is on its way is bounded anyhow.
         if self.peer.version == Version::V5
+            && self.far.is_none()
             && unacknowledged >= usize::from(self.gateway.config.mqtt.receive_maximum)
         {
             return Err(Close::Fault(ProtocolError {
@@ -312,8 +318,11 @@ impl<S> Connection<S> {
 
     /// Does not take a message. 5.0 has a word for it; 3.1.1 can only acknowledge or close, and what was not taken is not
     /// acknowledged. QoS 0 is dropped and counted in both.
-    fn refuse(&mut self, packet: &Publish<'_>, reason: Reason) -> Result<(), Close> {
+    pub(super) fn refuse(&mut self, packet: &Publish<'_>, reason: Reason) -> Result<(), Close> {
         GatewayMetrics::count(&self.gateway.metrics.refused, reason.name());
+        if self.far.is_some() {
+            return self.refuse_far(packet, reason);
+        }
         if packet.qos == QoS::ExactlyOnce {
             self.session.forget_received(packet.packet_id);
             self.received_count -= 1;

@@ -32,6 +32,12 @@ impl Message {
         Self::new(topic, &packet.properties, packet.payload, packet.qos, packet.retain, publisher)
     }
 
+    /// The same with a further property, encoded.
+    pub(crate) fn stamped(topic: &str, packet: &Publish<'_>, publisher: u64, stamp: &[u8]) -> Self {
+        let Publish { properties, payload, qos, retain, .. } = packet;
+        Self::with(topic, properties, stamp, payload, *qos, *retain, publisher)
+    }
+
     /// A message of these parts.
     pub(crate) fn new(
         topic: &str,
@@ -41,11 +47,25 @@ impl Message {
         retain: bool,
         publisher: u64,
     ) -> Self {
-        let mut bytes = Vec::with_capacity(topic.len() + properties.raw.len() + payload.len());
+        Self::with(topic, properties, &[], payload, qos, retain, publisher)
+    }
+
+    fn with(
+        topic: &str,
+        properties: &PublishProperties<'_>,
+        stamp: &[u8],
+        payload: &[u8],
+        qos: QoS,
+        retain: bool,
+        publisher: u64,
+    ) -> Self {
+        let size = topic.len() + properties.raw.len() + stamp.len() + payload.len();
+        let mut bytes = Vec::with_capacity(size);
         bytes.extend_from_slice(topic.as_bytes());
         if !properties.raw.is_empty() {
             forwardable(properties.raw, &mut bytes);
         }
+        bytes.extend_from_slice(stamp);
         let properties_length = bytes.len() - topic.len();
         bytes.extend_from_slice(payload);
         Self {

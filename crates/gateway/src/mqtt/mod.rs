@@ -17,6 +17,7 @@ mod connection;
 mod control;
 mod delivery;
 mod fanout;
+mod far;
 mod handshake;
 mod inbound;
 mod keep;
@@ -45,4 +46,9 @@ pub(crate) use sys::publish_figures;
 pub(crate) use topics::TopicLimits;
 pub(crate) use will::Will;
 
-pub(crate) use codec::PublishProperties;
+pub(crate) use codec::{
+    Answer, ConnectRequest, Framed, PublishProperties, VIA, Version, connect, decode_connack, frame,
+    user_properties, user_property,
+};
+pub(crate) use far::{BRIDGE_SESSION, FarEnd, FarLink, reason_name, serve_far, settle_session};
+pub(crate) use session::{QueueLimits, Session};

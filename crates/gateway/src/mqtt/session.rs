@@ -6,8 +6,8 @@
 //! read must not stop the publishers.
 
 use std::collections::{HashSet, VecDeque};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -22,6 +22,7 @@ use super::delivery::Delivery;
 use super::keep::{Keeper, Record};
 use super::signal::{DELIVER, Signal};
 use super::will::Will;
+use crate::bridge::{Outbound, Outlet};
 
 /// Bounds of a session's queue.
 #[derive(Debug, Clone, Copy)]
@@ -56,6 +57,8 @@ pub(crate) struct Filled {
     pub(crate) sent: u64,
     pub(crate) expired: u64,
     pub(crate) too_large: u64,
+    /// Of those sent, the ones that nobody acknowledges.
+    pub(crate) sent_qos0: u64,
 }
 
 /// How a session goes on after its connection.
@@ -114,6 +117,8 @@ pub(crate) struct Session {
     client_id: Box<str>,
     owner: Box<str>,
     limits: QueueLimits,
+    /// For the session of a bridge.
+    outlet: OnceLock<Arc<Outlet>>,
     kept: KeptFlag,
     connected: AtomicBool,
     state: Mutex<State>,
@@ -127,6 +132,7 @@ impl Session {
             client_id: client_id.into(),
             owner: Box::default(),
             limits,
+            outlet: OnceLock::new(),
             kept: KeptFlag::new(keeper),
             connected: AtomicBool::new(false),
             state: Mutex::default(),
@@ -310,7 +316,8 @@ impl Session {
     /// Queues messages that belong together, if the queue has room for the first.
     pub(crate) fn enqueue_all(&self, deliveries: impl Iterator<Item = Delivery>) -> Result<(), QueueFull> {
         let state = &mut *self.state.lock();
-        if state.queue.len() >= self.limits.messages_max || state.queue_bytes >= self.limits.bytes_max {
+        let limits = self.limits();
+        if state.queue.len() >= limits.messages_max || state.queue_bytes >= limits.bytes_max {
             return Err(QueueFull);
         }
         for delivery in deliveries {
@@ -335,6 +342,7 @@ impl Session {
     ) -> Filled {
         let state = &mut *self.state.lock();
         let mut filled = Filled::default();
+        let mut outbound = Outbound::default();
         while output.len() < output_max {
             let Some(next) = state.queue.front() else { break };
             if next.qos != QoS::AtMostOnce && state.outgoing.len() >= peer.window {
@@ -345,6 +353,13 @@ impl Session {
             }
             let Some(delivery) = state.queue.pop_front() else { break };
             state.queue_bytes -= delivery.message.size();
+            if let Some(outlet) = self.outlet.get()
+                && !outlet.admit(&delivery.message, delivery.retain, &mut outbound)
+            {
+                self.record_finished(delivery.seq);
+                continue;
+            }
+            let outbound = self.outlet.get().map(|_| &outbound);
             let expiry_s = match delivery.message.expiry_left_s() {
                 Ok(left) => left,
                 // Expiry stops a message that was sent before no more (5.0, 4.3.3).
@@ -361,13 +376,15 @@ impl Session {
                 (_, 0) => state.free_packet_id(),
                 (_, sent_before) => sent_before,
             };
-            if !delivery.encode(output, packet_id, expiry_s, peer, aliases.as_deref_mut()) {
+            if !delivery.encode(output, packet_id, expiry_s, peer, aliases.as_deref_mut(), outbound) {
                 filled.too_large += 1;
                 self.record_finished(delivery.seq);
                 continue;
             }
             filled.sent += 1;
-            if delivery.qos != QoS::AtMostOnce {
+            if delivery.qos == QoS::AtMostOnce {
+                filled.sent_qos0 += 1;
+            } else {
                 let seq = delivery.seq;
                 state.outgoing.push_back(Outgoing { packet_id, seq, stage: Stage::Sent(delivery) });
             }
@@ -434,6 +451,7 @@ impl State {
     }
 }
 
+mod bridged;
 mod kept;
 #[cfg(test)]
 mod tests;

@@ -40,6 +40,17 @@ pub(crate) struct PublishProperties<'a> {
     pub(crate) raw: &'a [u8],
 }
 
+impl<'a> PublishProperties<'a> {
+    /// All of them as sent, without their length.
+    pub(crate) fn listed(&self) -> &'a [u8] {
+        let mut reader = Reader(self.raw);
+        match reader.variable() {
+            Ok(_length) => reader.rest(),
+            Err(_) => &[],
+        }
+    }
+}
+
 impl PublishProperties<'_> {
     /// The properties, with their length, of a message of this content type, at most 255 bytes long; empty without one.
     pub(crate) fn encode_content_type(content_type: &str) -> Vec<u8> {
@@ -135,6 +146,8 @@ pub(crate) struct Connect<'a> {
     pub(crate) response_info: bool,
     /// Enhanced authentication is asked for.
     pub(crate) wants_authentication: bool,
+    /// It is a bridge of an instance of Catchment, which likes to know who we are.
+    pub(crate) is_bridge: bool,
 }
 
 /// What is published for a client that is lost.
@@ -408,6 +421,7 @@ fn connect(mut reader: Reader<'_>, version: Version) -> Result<Connect<'_>, Prot
         problem_info: true,
         response_info: false,
         wants_authentication: false,
+        is_bridge: false,
     };
     if version == Version::V5 {
         connect_properties(&mut reader, &mut found)?;
@@ -444,8 +458,11 @@ fn connect_properties<'a>(reader: &mut Reader<'a>, found: &mut Connect<'a>) -> R
         id::AUTH_DATA,
     ];
     let mut has_data = false;
-    properties::read(reader, &ALLOWED, |id, value, _| {
+    properties::read(reader, &ALLOWED, |id, value, bytes| {
         match id {
+            id::USER_PROPERTY => {
+                properties::user_properties(bytes, |name, _| found.is_bridge |= name == properties::VIA);
+            }
             id::SESSION_EXPIRY => found.session_expiry_s = value.int(),
             id::RECEIVE_MAXIMUM => found.receive_maximum = u16::try_from(value.int()).unwrap_or(u16::MAX),
             id::MAXIMUM_PACKET_SIZE => found.packet_bytes_max = value.int(),

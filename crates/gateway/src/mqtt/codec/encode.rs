@@ -1,6 +1,6 @@
 //! Packets that the broker sends, appended to an output buffer.
 
-use super::properties::id;
+use super::properties::{VIA, id, user_property};
 use super::{Peer, QoS, Reason, Version};
 
 /// Which of the four acknowledgements: PUBACK, PUBREC, PUBREL, PUBCOMP.
@@ -38,6 +38,8 @@ pub(crate) struct Offer<'a> {
     pub(crate) packet_bytes_max: u32,
     /// Where the client may be answered at, if it asked.
     pub(crate) response_info: Option<&'a str>,
+    /// Our name among instances of Catchment, for a bridge of another.
+    pub(crate) instance: Option<&'a str>,
 }
 
 /// CONNACK. `false` and nothing written when it would be larger than `packet_bytes_max`; a reason string is left out before.
@@ -75,6 +77,9 @@ pub(crate) fn connack(
         if let Some(topic) = offer.response_info {
             properties.push(id::RESPONSE_INFO);
             push_text(&mut properties, topic.as_bytes());
+        }
+        if let Some(instance) = offer.instance {
+            user_property(&mut properties, VIA, instance);
         }
     }
     let head = [present, connack.reason.code()];
@@ -268,7 +273,7 @@ pub(crate) fn publish(
 }
 
 /// Text with its length. All texts come from packets or from this program and are below 64 KiB.
-fn push_text(output: &mut Vec<u8>, text: &[u8]) {
+pub(super) fn push_text(output: &mut Vec<u8>, text: &[u8]) {
     let length = u16::try_from(text.len()).unwrap_or(u16::MAX);
     output.extend_from_slice(&length.to_be_bytes());
     output.extend_from_slice(&text[..usize::from(length)]);
@@ -283,7 +288,7 @@ const fn variable_width(value: usize) -> usize {
     }
 }
 
-fn push_variable(output: &mut Vec<u8>, mut value: usize) {
+pub(super) fn push_variable(output: &mut Vec<u8>, mut value: usize) {
     while value > 0x7f {
         output.push((value & 0x7f) as u8 | 0x80);
         value >>= 7;

@@ -1,15 +1,21 @@
-//! The MQTT wire format, 3.1.1 and 5.0: framing, decoding of what clients send, encoding of what the broker sends.
+//! The MQTT wire format, 3.1.1 and 5.0: framing, decoding of what clients send, encoding of what the broker sends; the
+//! client's side, for bridges, is in `client`.
 //!
 //! Everything decoded is borrowed from the read buffer; nothing is allocated for a PUBLISH. Whatever the standards
 //! forbid is refused here with the reason code that a 5.0 client is told, so that the rest of the broker only sees
 //! well-formed packets. Topic names and filters have rules of their own, in `topics`.
 
+mod client;
 mod decode;
 mod encode;
 mod properties;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use client::{
+    Answer, ConnectRequest, FromServer, Wanted, connect, decode_connack, decode_from_server, part,
+    ping_request, subscribe,
+};
 pub(crate) use decode::{
     Ack, Connect, ConnectWill, Packet, Publish, PublishProperties, RetainHandling, Subscribe,
     SubscribeOptions, Unsubscribe, decode, decode_connect,
@@ -18,7 +24,7 @@ pub(crate) use encode::{
     AckKind, ConnAck, Offer, PublishHeader, connack, disconnect, ping_response, puback, publish, suback,
     unsuback,
 };
-pub(crate) use properties::{content_type, forwardable};
+pub(crate) use properties::{VIA, content_type, forwardable, user_properties, user_property};
 
 /// The protocol version of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

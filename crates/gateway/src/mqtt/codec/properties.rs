@@ -1,5 +1,6 @@
 //! The properties of 5.0 packets: which exist, of what type, in which packet, and how often.
 
+use super::encode::push_text;
 use super::{ProtocolError, Reader};
 
 /// The properties that clients and this server send.
@@ -25,7 +26,16 @@ pub(super) mod id {
     pub(crate) const TOPIC_ALIAS: u8 = 0x23;
     pub(crate) const USER_PROPERTY: u8 = 0x26;
     pub(crate) const MAXIMUM_PACKET_SIZE: u8 = 0x27;
+    pub(crate) const SERVER_REFERENCE: u8 = 0x1C;
+    pub(crate) const MAXIMUM_QOS: u8 = 0x24;
+    pub(crate) const RETAIN_AVAILABLE: u8 = 0x25;
+    pub(crate) const WILDCARD_AVAILABLE: u8 = 0x28;
+    pub(crate) const SUBSCRIPTION_IDS_AVAILABLE: u8 = 0x29;
+    pub(crate) const SHARED_AVAILABLE: u8 = 0x2A;
 }
+
+/// The user property by which instances of Catchment know where a message has been, and each other; see `bridge::stamp`.
+pub(crate) const VIA: &str = "catchment-via";
 
 /// A property's value, by its type on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,21 +93,23 @@ fn value<'a>(reader: &mut Reader<'a>, id: u8) -> Result<Value<'a>, ProtocolError
             value @ (0 | 1) => Value::Int(value.into()),
             _ => return Err(ProtocolError::protocol("a property that must be 0 or 1 is neither")),
         },
-        // Maximum QoS, retain, wildcard, subscription identifier and shared subscription available: server to client.
-        0x24 | 0x25 | 0x28 | 0x29 | 0x2A => Value::Int(reader.u8()?.into()),
+        id::MAXIMUM_QOS
+        | id::RETAIN_AVAILABLE
+        | id::WILDCARD_AVAILABLE
+        | id::SUBSCRIPTION_IDS_AVAILABLE
+        | id::SHARED_AVAILABLE => Value::Int(reader.u8()?.into()),
         id::RECEIVE_MAXIMUM => non_zero(reader.u16()?.into())?,
         id::SERVER_KEEP_ALIVE | id::TOPIC_ALIAS_MAXIMUM | id::TOPIC_ALIAS => Value::Int(reader.u16()?.into()),
         id::MESSAGE_EXPIRY | id::SESSION_EXPIRY | id::WILL_DELAY => Value::Int(reader.u32()?),
         id::MAXIMUM_PACKET_SIZE => non_zero(reader.u32()?)?,
         id::SUBSCRIPTION_ID => non_zero(reader.variable()?)?,
-        // The last one is the server reference: server to client, as response information is.
         id::CONTENT_TYPE
         | id::RESPONSE_TOPIC
         | id::ASSIGNED_CLIENT_ID
         | id::AUTH_METHOD
         | id::REASON_STRING
         | id::RESPONSE_INFO
-        | 0x1C => Value::Text(reader.text()?),
+        | id::SERVER_REFERENCE => Value::Text(reader.text()?),
         id::CORRELATION_DATA | id::AUTH_DATA => {
             reader.binary()?;
             Value::Binary
@@ -148,4 +160,27 @@ pub(crate) fn content_type(forwardable: &[u8]) -> &str {
         }
     }
     ""
+}
+
+/// The user properties among properties that [`forwardable`] has written: name and value of each.
+pub(crate) fn user_properties<'a>(forwardable: &'a [u8], mut each: impl FnMut(&'a str, &'a str)) {
+    let mut reader = Reader(forwardable);
+    while !reader.is_empty() {
+        let Ok(id) = reader.u8() else { return };
+        if id == id::USER_PROPERTY {
+            match (reader.text(), reader.text()) {
+                (Ok(name), Ok(value)) => each(name, value),
+                _ => return,
+            }
+        } else if value(&mut reader, id).is_err() {
+            return;
+        }
+    }
+}
+
+/// Appends a user property.
+pub(crate) fn user_property(into: &mut Vec<u8>, name: &str, value: &str) {
+    into.push(id::USER_PROPERTY);
+    push_text(into, name.as_bytes());
+    push_text(into, value.as_bytes());
 }

@@ -117,6 +117,7 @@ fn connack_tells_what_is_offered() {
         topic_alias_maximum: 4,
         packet_bytes_max: 5,
         response_info: Some("r"),
+        instance: None,
     };
     let answer =
         ConnAck { session_present: true, reason: Reason::Success, reason_string: "", offer: Some(offer) };

@@ -71,7 +71,8 @@ impl Session {
         }
         {
             let state = self.state.lock();
-            if state.queue.len() >= self.limits.messages_max || state.queue_bytes >= self.limits.bytes_max {
+            let limits = self.limits();
+            if state.queue.len() >= limits.messages_max || state.queue_bytes >= limits.bytes_max {
                 return Place::Full;
             }
         }
