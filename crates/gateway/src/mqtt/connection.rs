@@ -11,18 +11,19 @@ use catchment_types::Timestamp;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
-use super::acks::{Acks, Released};
+use super::acks::{InflightLimits, Released};
 use super::aliases::Aliases;
 use super::broker::Broker;
 use super::codec::{self, AckKind, Frame, Framed, Packet, Peer, ProtocolError, Reason, Version};
-use super::inbound::{Forward, Tally, TopicCache};
+use super::inbound::Intake;
+use super::lazy::Lazy;
 use super::output::Output;
 use super::pool::{READ_BYTES, Workspace};
 use super::session::{NothingWanted, Session};
 use super::signal::{DELIVER, SHUT_DOWN, Signal, TAKEN_OVER};
 use super::standing::Standing;
 use crate::admission::Principal;
-use crate::gateway::Gateway;
+use crate::gateway::{Gateway, Registered};
 use crate::ingest::Batches;
 use crate::metrics::GatewayMetrics;
 
@@ -50,7 +51,10 @@ impl Close {
     }
 }
 
-/// A connection that has a session.
+/// A connection that has a session. Dropped in any way, a panic included, it leaves the session as a client that was lost does.
+///
+/// Most connections are idle most of the time: what only busy ones need is [`Lazy`], boxed, or borrowed from the gateway's
+/// pool; `mqtt/footprint.rs` watches over the size.
 #[derive(Debug)]
 pub(crate) struct Connection<S> {
     pub(super) gateway: Arc<Gateway>,
@@ -65,10 +69,7 @@ pub(crate) struct Connection<S> {
     /// Size of that packet when it is larger than a read.
     pub(super) large: Option<usize>,
     pub(super) output: Output,
-    pub(super) acks: Acks,
-    pub(super) topics: TopicCache,
-    pub(super) forwards: Vec<Forward>,
-    pub(super) tally: Tally,
+    pub(super) intake: Lazy<Intake>,
     /// Something of the current read must be recorded before its events go to the log.
     pub(super) precommit: bool,
     /// Acknowledgements of the current read wait for records.
@@ -85,6 +86,7 @@ pub(crate) struct Connection<S> {
     pub(super) retained_wanted: bool,
     pub(super) keep_alive: Option<KeepAlive>,
     pub(super) standing: Standing,
+    pub(super) _registered: Registered,
 }
 
 /// Ends connections that are silent for one and a half times what they promised.
@@ -117,7 +119,7 @@ impl KeepAlive {
 
 /// What a connection has to do that it cannot do while polling.
 enum Step {
-    Input(Workspace, Input),
+    Input(Box<Workspace>, Input),
     Close(Close),
 }
 
@@ -134,18 +136,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     pub(super) async fn drive(&mut self) -> Close {
         if !self.partial.is_empty() {
             let workspace = self.gateway.pool.take();
-            if let Err(close) = self.take_in(workspace, Input::Partial).await {
+            if let Err(close) = Box::pin(self.take_in(workspace, Input::Partial)).await {
                 return close;
             }
         }
         loop {
-            match std::future::poll_fn(|cx| self.poll_step(cx)).await {
+            // Boxed, so that the task of a connection that waits has no room for one that works.
+            let taking = match std::future::poll_fn(|cx| self.poll_step(cx)).await {
                 Step::Close(close) => return close,
-                Step::Input(workspace, input) => {
-                    if let Err(close) = self.take_in(workspace, input).await {
-                        return close;
-                    }
-                }
+                Step::Input(workspace, input) => Box::pin(self.take_in(workspace, input)),
+            };
+            if let Err(close) = taking.await {
+                return close;
             }
         }
     }
@@ -170,9 +172,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         if let Poll::Ready(settled) = self.poll_acks(cx) {
             settled?;
         }
+        let stall_max = Duration::from_secs(self.gateway.config.mqtt.write_s_max);
         loop {
             self.deliver();
-            match self.output.poll_send(&mut self.stream, cx) {
+            match self.output.poll_send(&mut self.stream, stall_max, cx) {
                 Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::TimedOut => {
                     return Err(Close::Stalled);
                 }
@@ -194,7 +197,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             }
         }
         // A client that is not read now cannot be blamed for silence.
-        let reads = self.acks.has_room() && self.output.len() < OUTPUT_BYTES_MAX && !self.is_paused(cx);
+        let mqtt = &self.gateway.config.mqtt;
+        let inflight =
+            InflightLimits { events_max: mqtt.inflight_events_max, bytes_max: mqtt.inflight_bytes_max };
+        let reads = self.intake.acks.has_room(inflight)
+            && self.output.len() < OUTPUT_BYTES_MAX
+            && !self.is_paused(cx);
         if reads && let Poll::Ready(step) = self.poll_input(cx) {
             return Ok(Poll::Ready(step.unwrap_or(Step::Close(Close::Lost))));
         }
@@ -257,7 +265,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     /// Takes all whole packets of the input in, hands what was published to the log, and keeps the rest.
-    async fn take_in(&mut self, mut workspace: Workspace, input: Input) -> Result<(), Close> {
+    async fn take_in(&mut self, mut workspace: Box<Workspace>, input: Input) -> Result<(), Close> {
         let partial = std::mem::take(&mut self.partial);
         let bytes = match input {
             Input::Buffer(length) => &workspace.buffer[..length],
@@ -269,12 +277,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let submitted_bytes = workspace.batches.bytes();
         self.record_first().await?;
         let log = &*self.gateway.log;
-        workspace.batches.submit(log, |submitted| self.acks.append(submitted)).await;
+        workspace.batches.submit(log, |submitted| self.intake.acks.append(submitted)).await;
         self.forward();
         self.charge();
         self.confirm_recorded().await?;
-        self.acks.close_group(submitted_bytes);
-        self.tally.report(&self.gateway.metrics);
+        if let Some(intake) = self.intake.made() {
+            intake.acks.close_group(submitted_bytes);
+            intake.tally.report(&self.gateway.metrics);
+        }
         match input {
             Input::Partial if taken == 0 => self.partial = partial,
             Input::Partial => self.partial = partial[taken..].to_vec(),
@@ -341,9 +351,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 impl<S> Connection<S> {
     /// Encodes the acknowledgements that are due. Ready once none is owed.
     pub(super) fn poll_acks(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Close>> {
-        let Self { acks, output, peer, session, gateway, received_count, .. } = self;
+        let Self { intake, output, peer, session, gateway, received_count, .. } = self;
+        let Some(intake) = intake.made() else { return Poll::Ready(Ok(())) };
         let mut acknowledged = 0;
-        let polled = acks.poll(cx, |released| match released {
+        let polled = intake.acks.poll(cx, |released| match released {
             Released::Ack(owed, None) => {
                 acknowledged += u64::from(owed.append.is_some());
                 if owed.kind == AckKind::Rec && owed.reason != Reason::Success {
@@ -381,6 +392,12 @@ impl<S> Connection<S> {
             gateway.metrics.acknowledged.inc_by(acknowledged);
         }
         polled
+    }
+}
+
+impl<S> Drop for Connection<S> {
+    fn drop(&mut self) {
+        self.broker.detach(&self.session, &self.signal, false, None, &[]);
     }
 }
 

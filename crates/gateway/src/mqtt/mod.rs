@@ -17,9 +17,12 @@ mod connection;
 mod control;
 mod delivery;
 mod fanout;
+#[cfg(test)]
+mod footprint;
 mod handshake;
 mod inbound;
 mod keep;
+mod lazy;
 mod message;
 mod output;
 mod pool;
