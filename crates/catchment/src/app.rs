@@ -34,6 +34,7 @@ use catchment_store::registry::{NewToken, Registry, RegistryPlace, Role};
 use catchment_store::shard::{Shard, ShardConfig};
 use catchment_types::DEFAULT_REALM;
 use prometheus_client::registry::Registry as MetricsRegistry;
+use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -58,11 +59,12 @@ const ADMIN: &str = "admin";
 pub(crate) fn run(settings: Settings, demo: Option<&WorldArgs>) -> anyhow::Result<()> {
     logging::install(settings.log_format, &settings.log_level)?;
     small_pages();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = threads("gateway")?;
+    let workers = threads("decode")?;
     let result = runtime.block_on(async {
         let mut signals = Signals::new()?;
         let stop_max = settings.stop_max();
-        let app = App::start(settings).await?;
+        let app = App::start(settings, workers.handle()).await?;
         let worlds_stop = CancellationToken::new();
         let mut running_worlds = demo.map(|args| worlds::start(args, &app.own_mqtt(), &worlds_stop));
         app.announce();
@@ -85,8 +87,15 @@ pub(crate) fn run(settings: Settings, demo: Option<&WorldArgs>) -> anyhow::Resul
         anyhow::Ok(())
     });
     // Threads that are still at work must not hold the process: what they do is in the log.
+    workers.shutdown_background();
     runtime.shutdown_background();
     result
+}
+
+/// Threads for tasks, as many as there are processors, with a name that tells what they are busy with. A block takes milliseconds
+/// to decode: what serves sockets does not wait behind that, but has its share of the processors beside it.
+fn threads(name: &str) -> std::io::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread().thread_name(name).enable_all().build()
 }
 
 /// Keeps the kernel from backing our memory with huge pages: buffers come and go on many threads, and a huge page stays
@@ -137,7 +146,8 @@ impl Addresses {
 }
 
 impl App {
-    async fn start(settings: Settings) -> anyhow::Result<Self> {
+    /// The partition workers run on `workers`, everything else on the threads of the caller.
+    async fn start(settings: Settings, workers: &Handle) -> anyhow::Result<Self> {
         let started = Instant::now();
         settings.check()?;
         let engines = resolve(&settings)?;
@@ -160,19 +170,20 @@ impl App {
         let live = LiveHub::new(LiveConfig::default());
 
         let distribute_metrics = DistributeMetrics::default();
-        let distributor = Distributor::start(
-            Parts {
-                log: Arc::clone(&log) as Arc<dyn EventLog>,
-                start_offsets: (0..log.partitions())
-                    .map(|partition| history.start_offset(partition))
-                    .collect(),
-                shards: shards.to_vec(),
-                decoders: Arc::clone(&decoders),
-                live: Arc::clone(&live),
-                metrics: distribute_metrics.clone(),
-            },
-            DistributeConfig { budget_bytes: settings.row_bytes_max(), ..DistributeConfig::default() },
-        )?;
+        let parts = Parts {
+            log: Arc::clone(&log) as Arc<dyn EventLog>,
+            start_offsets: (0..log.partitions()).map(|partition| history.start_offset(partition)).collect(),
+            shards: shards.to_vec(),
+            decoders: Arc::clone(&decoders),
+            live: Arc::clone(&live),
+            metrics: distribute_metrics.clone(),
+        };
+        let config =
+            DistributeConfig { budget_bytes: settings.row_bytes_max(), ..DistributeConfig::default() };
+        let distributor = {
+            let _on = workers.enter();
+            Distributor::start(parts, config)?
+        };
 
         let admission = Arc::new(RegistryAdmission::new(
             Arc::clone(&registry),

@@ -1,9 +1,10 @@
-//! `catchment bench ingest`: what taking events in costs, measured from outside.
+//! `catchment bench`: what taking events in costs, measured from outside. `gateway` has its own file.
 //!
 //! The server is a process of its own; this process is the load generator, the prober and the clerk. Three phases: full
 //! load without anybody looking (throughput, CPU), full load with the probe (latencies), half load with the probe. At the
 //! end SQL has to count exactly what was acknowledged.
 
+mod gateway;
 mod generator;
 mod mqtt;
 mod probe;
@@ -34,9 +35,13 @@ const VISIBLE_MAX: Duration = Duration::from_secs(300);
 /// # Errors
 /// The server cannot be reached, breaks a connection, or has lost or doubled an event.
 pub(crate) fn bench(command: BenchCommand) -> anyhow::Result<()> {
-    let BenchCommand::Ingest(args) = command;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(ingest(&args))
+    match command {
+        BenchCommand::Gateway(args) => gateway::run(&args),
+        BenchCommand::Ingest(args) => {
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+            runtime.block_on(ingest(&args))
+        }
+    }
 }
 
 /// The platform under measurement, its own process or somebody else's.
@@ -51,7 +56,7 @@ struct Target {
 async fn ingest(args: &IngestArgs) -> anyhow::Result<()> {
     let server = match args.target {
         Some(_) => None,
-        None => Some(Server::start(args.config.as_deref())?),
+        None => Some(Server::start(args.config.as_deref(), &[])?),
     };
     let target = match (&server, args.target) {
         (Some(server), _) => Target {

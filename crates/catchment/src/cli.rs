@@ -10,8 +10,10 @@ use crate::logging::LogFormat;
 use crate::settings::Overrides;
 
 mod access;
+mod bench;
 
 pub(crate) use access::{AclCommand, BanCommand, LimitArgs, RealmCommand};
+pub(crate) use bench::{BenchCommand, GatewayArgs, IngestArgs, LoadTopics, Scenario};
 
 /// One binary that takes the telemetry of a fleet, a city or a machine park in, keeps it, and answers at once.
 #[derive(Debug, Parser)]
@@ -509,56 +511,6 @@ impl RoleName {
             Self::Device => "device",
         }
     }
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum BenchCommand {
-    /// Publishes as fast as the platform takes it and prints what it costs: events a second, CPU, bytes, latencies.
-    #[command(after_help = "Examples:
-  catchment bench ingest
-  catchment bench ingest --duration 600 --connections 50 --devices 1000 --json > figures.json
-
-The server is a process of its own with a new data folder, so that its CPU and memory are counted apart from the
-load generator's. See bench/README.md for what each figure means.")]
-    Ingest(IngestArgs),
-}
-
-/// What `bench ingest` does.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct IngestArgs {
-    /// Seconds of full load; half load is measured as long again.
-    #[arg(long, value_name = "SECONDS", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=86_400))]
-    pub(crate) duration: u64,
-    /// MQTT connections.
-    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    pub(crate) connections: u32,
-    /// Devices, spread over the connections.
-    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    pub(crate) devices: u32,
-    /// Messages that each connection may have without an acknowledgement.
-    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u16).range(1..=60_000))]
-    pub(crate) window: u16,
-    /// Events a second at full load; 0 is as fast as the platform takes them.
-    #[arg(long, value_name = "R", default_value_t = 0)]
-    pub(crate) rate: u64,
-    /// Leaves the measurement at half load out.
-    #[arg(long)]
-    pub(crate) no_half: bool,
-    /// Prints the figures as JSON.
-    #[arg(long)]
-    pub(crate) json: bool,
-    /// A running platform, instead of one of its own: its MQTT address. Needs --url and a token; its CPU and memory are
-    /// only counted with --pid.
-    #[arg(long, value_name = "ADDR:PORT")]
-    pub(crate) target: Option<SocketAddr>,
-    /// Process of the running platform.
-    #[arg(long, value_name = "PID", requires = "target")]
-    pub(crate) pid: Option<u32>,
-    /// Settings for the server that is started.
-    #[arg(long, value_name = "FILE", conflicts_with = "target")]
-    pub(crate) config: Option<PathBuf>,
-    #[command(flatten)]
-    pub(crate) client: ClientArgs,
 }
 
 fn positive(text: &str) -> Result<f64, String> {

@@ -185,6 +185,15 @@ impl Client {
         self.send("GET", "/readyz", "*/*", None).is_ok()
     }
 
+    /// GET, read as text.
+    ///
+    /// # Errors
+    /// As [`Client::send`]; or the answer is cut off.
+    pub(crate) fn text(&self, path: &str) -> anyhow::Result<String> {
+        let mut response = self.send("GET", path, "*/*", None)?;
+        response.body_mut().read_to_string().context("the answer was cut off")
+    }
+
     /// GET, read as JSON.
     ///
     /// # Errors

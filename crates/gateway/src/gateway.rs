@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::future::Future;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -207,7 +208,11 @@ impl Gateway {
         let gateway = Arc::clone(self);
         let serve = move |stream, remote| {
             let gateway = Arc::clone(&gateway);
-            async move { gateway.serve_stream(stream, remote).await }
+            async move {
+                if let Some(serving) = gateway.serving(stream, remote) {
+                    serving.await;
+                }
+            }
         };
         let mut tasks = listener.run(shutdown, serve).await;
         self.disconnect_all();
@@ -224,13 +229,26 @@ impl Gateway {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
+        if let Some(serving) = self.serving(stream, remote) {
+            serving.await;
+        }
+    }
+
+    /// What serves one connection until it ends; none: it is not let in.
+    fn serving<S>(self: &Arc<Self>, stream: S, remote: Remote) -> Option<impl Future<Output = ()> + use<S>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let refused = |reason| GatewayMetrics::count(&self.metrics.connections_refused, reason);
         if remote.address.is_some_and(|address| !self.admission.admits_address(address.ip())) {
-            return GatewayMetrics::count(&self.metrics.connections_refused, "address");
+            refused("address");
+            return None;
         }
-        match self.register() {
-            Some(registered) => Box::pin(mqtt::serve(Arc::clone(self), stream, remote, registered)).await,
-            None => GatewayMetrics::count(&self.metrics.connections_refused, "connections_max"),
-        }
+        let Some(registered) = self.register() else {
+            refused("connections_max");
+            return None;
+        };
+        Some(mqtt::serve(Arc::clone(self), stream, remote, registered))
     }
 
     /// Tells every connection that the server stops; new ones are not let in any more. [`Gateway::serve`] does this.
@@ -494,6 +512,7 @@ impl Gateway {
 }
 
 /// A connection's place among those that exist.
+#[derive(Debug)]
 pub(crate) struct Registered {
     gateway: Arc<Gateway>,
     id: u64,

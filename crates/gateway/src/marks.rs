@@ -118,7 +118,8 @@ impl Mark {
             return Some(Self::Whole { key, body: mark as u64 });
         }
         if mark & OF_LINES != 0 {
-            let upto = Upto { events: (mark >> 32) as u32, prefix: mark as u32, is_last: mark & IS_LAST != 0 };
+            let upto =
+                Upto { events: (mark >> 32) as u32, prefix: mark as u32, is_last: mark & IS_LAST != 0 };
             return Some(Self::Line { key, upto });
         }
         let (link, packet_id) = ((mark >> 80) as u64 & LINK_BITS, (mark >> 64) as u16);

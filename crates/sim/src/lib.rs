@@ -4,6 +4,8 @@
 //! - [`market`]: the prices of four coins, one a second each;
 //! - [`load`]: as many devices and events a second as asked for, about 1 KB each.
 //!
+//! Beside the worlds, [`swarm`] is what measures a server: plain MQTT clients by the ten thousand.
+//!
 //! A world is a pure model: seed and time are handed in, messages come out, so a run can be repeated. Only [`World::run`]
 //! knows the clock and the network.
 
@@ -12,6 +14,7 @@ pub mod load;
 pub mod market;
 mod publisher;
 mod random;
+pub mod swarm;
 mod target;
 
 use std::time::Duration;

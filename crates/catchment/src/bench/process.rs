@@ -1,5 +1,6 @@
 //! The server under measurement: started as a process of its own, its CPU and memory read from /proc.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -20,6 +21,7 @@ const STOP_MAX: Duration = Duration::from_secs(60);
 /// A server that ends with this value.
 pub(super) struct Server {
     child: Child,
+    command: Command,
     /// Its data folder, removed at the end.
     data: PathBuf,
     pub(super) mqtt: SocketAddr,
@@ -34,17 +36,19 @@ pub(super) struct Usage {
     pub(super) cpu_seconds: f64,
     /// Resident now, bytes.
     pub(super) resident_bytes: u64,
+    /// Of these, what is not of a file: what the process allocated.
+    pub(super) allocated_bytes: u64,
     /// Resident at most, bytes.
     pub(super) resident_bytes_max: u64,
 }
 
 impl Server {
-    /// Starts `serve` of this executable on free ports with a new data folder, and waits until it is ready.
-    pub(super) fn start(config: Option<&Path>) -> anyhow::Result<Self> {
+    /// Starts `serve` of this executable on free ports with a new data folder, and waits until it is ready. `settings`:
+    /// variables that it gets, as `CATCHMENT_…`.
+    pub(super) fn start(config: Option<&Path>, settings: &[(&str, String)]) -> anyhow::Result<Self> {
         let data = std::env::temp_dir().join(format!("catchment-bench-{}", std::process::id()));
         fs::create_dir_all(&data).with_context(|| format!("{} cannot be made", data.display()))?;
         let [http, mqtt, pg] = free_addresses()?;
-        let log = fs::File::create(data.join("server.log"))?;
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("serve").arg("--data").arg(&data);
         command.args(["--http", &http.to_string(), "--mqtt", &mqtt.to_string(), "--pg", &pg.to_string()]);
@@ -53,27 +57,52 @@ impl Server {
             // A catchment.toml that happens to lie about does not decide what is measured.
             None => command.args(["--config", "/dev/null"]),
         };
-        let child = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?;
-        let mut server = Self {
-            child,
-            data,
-            mqtt,
-            client: Client::with_token(format!("http://{http}"), None),
-            token: String::new(),
-        };
-        let deadline = Instant::now() + START_MAX;
-        while !server.client.is_ready() {
-            if let Some(status) = server.child.try_wait()? {
-                bail!("the server ended with {status}:\n{}", server.log());
-            }
-            if Instant::now() > deadline {
-                bail!("the server is not ready after {START_MAX:?}:\n{}", server.log());
-            }
-            std::thread::sleep(Duration::from_millis(50));
+        for (name, value) in settings {
+            command.env(format!("CATCHMENT_{name}"), value);
         }
+        let child = launch(&mut command, &data)?;
+        let client = Client::with_token(format!("http://{http}"), None);
+        let mut server = Self { child, command, data, mqtt, client, token: String::new() };
+        server.wait_ready()?;
         server.token = folder::read_admin_token(&server.data)?;
         server.client = Client::with_token(format!("http://{http}"), Some(server.token.clone()));
         Ok(server)
+    }
+
+    /// Kills it and starts it again on the same data. Gives how long it took to be ready.
+    pub(super) fn kill_and_restart(&mut self) -> anyhow::Result<Duration> {
+        self.child.kill()?;
+        self.child.wait()?;
+        let started = Instant::now();
+        self.child = launch(&mut self.command, &self.data)?;
+        self.wait_ready()?;
+        Ok(started.elapsed())
+    }
+
+    fn wait_ready(&mut self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + START_MAX;
+        while !self.client.is_ready() {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("the server ended with {status}:\n{}", self.log());
+            }
+            if Instant::now() > deadline {
+                bail!("the server is not ready after {START_MAX:?}:\n{}", self.log());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// One of its metrics, which has no labels.
+    pub(super) fn metric(&self, name: &str) -> anyhow::Result<u64> {
+        let text = self.client.text("/metrics")?;
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.and_then(|value| value.parse().ok()).with_context(|| format!("the server does not count {name}"))
+    }
+
+    /// Bytes on disk of a part of its data.
+    pub(super) fn folder_bytes(&self, name: &str) -> u64 {
+        folder_bytes(&self.data.join(name))
     }
 
     fn log(&self) -> String {
@@ -115,6 +144,37 @@ impl Drop for Server {
     }
 }
 
+/// Starts the server; what it says goes into a file of its data folder.
+fn launch(command: &mut Command, data: &Path) -> anyhow::Result<Child> {
+    let log = fs::OpenOptions::new().create(true).append(true).open(data.join("server.log"))?;
+    Ok(command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()?)
+}
+
+/// CPU seconds that a process's threads have used so far, by their names without numbers. Threads that have ended are in the
+/// process's sum alone.
+pub(super) fn thread_seconds(pid: u32) -> anyhow::Result<BTreeMap<String, f64>> {
+    let mut seconds = BTreeMap::new();
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).context("the server's process is gone")?;
+    for task in tasks.flatten() {
+        // One that ends meanwhile is left out.
+        let Ok(stat) = fs::read_to_string(task.path().join("stat")) else { continue };
+        if let Some((name, used)) = thread_of(&stat) {
+            *seconds.entry(name).or_default() += used;
+        }
+    }
+    Ok(seconds)
+}
+
+/// Name and CPU seconds of a thread, of its line in /proc.
+fn thread_of(stat: &str) -> Option<(String, f64)> {
+    let (head, rest) = stat.rsplit_once(')')?;
+    let name = head.split_once('(')?.1.trim_end_matches(|c: char| c.is_ascii_digit() || c == '-');
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    // Fields 14 and 15 of proc(5), of which what is kept here begins with field 3.
+    let ticks = |field: usize| fields.get(field - 3).and_then(|text| text.parse::<f64>().ok());
+    Some((name.to_owned(), (ticks(14)? + ticks(15)?) / TICKS_PER_SECOND))
+}
+
 /// What a process used so far.
 pub(super) fn usage(pid: u32) -> anyhow::Result<Usage> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).context("the server's process is gone")?;
@@ -126,6 +186,7 @@ pub(super) fn usage(pid: u32) -> anyhow::Result<Usage> {
     Ok(Usage {
         cpu_seconds: cpu_seconds(pid)?,
         resident_bytes: field("VmRSS:"),
+        allocated_bytes: field("RssAnon:"),
         resident_bytes_max: field("VmHWM:"),
     })
 }
@@ -172,7 +233,7 @@ fn folder_bytes(path: &Path) -> u64 {
 }
 
 /// Addresses that were free a moment ago.
-fn free_addresses() -> io::Result<[SocketAddr; 3]> {
+pub(super) fn free_addresses() -> io::Result<[SocketAddr; 3]> {
     // All are bound at once, so that they differ.
     let listeners = [
         TcpListener::bind("127.0.0.1:0")?,
@@ -192,6 +253,14 @@ mod tests {
         let usage = usage(std::process::id()).unwrap();
         assert!(usage.resident_bytes > 0 && usage.resident_bytes_max >= usage.resident_bytes);
         assert!(!has_ended(std::process::id()));
+    }
+
+    #[test]
+    fn threads_are_told_by_their_names() {
+        let line = "77 (log-p0001) S 1 2 3 4 5 6 7 8 9 10 150 50 0 0 20 0 9 0 1 2 3";
+        assert_eq!(thread_of(line), Some(("log-p".to_owned(), 2.0)));
+        assert_eq!(thread_of("77 log"), None);
+        assert!(!thread_seconds(std::process::id()).unwrap().is_empty());
     }
 
     #[test]

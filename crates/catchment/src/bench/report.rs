@@ -12,8 +12,8 @@ use super::process::Usage;
 use crate::cli::IngestArgs;
 use crate::table;
 
-const QUANTILES: [(&str, f64); 3] = [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999)];
-const MEBIBYTE: f64 = 1_048_576.0;
+pub(super) const QUANTILES: [(&str, f64); 3] = [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999)];
+pub(super) const MEBIBYTE: f64 = 1_048_576.0;
 
 /// A phase with the probe.
 pub(super) struct Phase {
@@ -198,12 +198,12 @@ impl Phase {
     }
 }
 
-fn milliseconds(histogram: &Histogram<u64>, quantile: f64) -> f64 {
+pub(super) fn milliseconds(histogram: &Histogram<u64>, quantile: f64) -> f64 {
     histogram.value_at_quantile(quantile) as f64 / 1e3
 }
 
 /// Two decimals.
-fn round(value: f64) -> f64 {
+pub(super) fn round(value: f64) -> f64 {
     if value.is_finite() { (value * 100.0).round() / 100.0 } else { 0.0 }
 }
 
@@ -213,7 +213,7 @@ fn sampled(resident: &[u64]) -> Vec<f64> {
     (0..5).filter_map(at).map(|bytes| (*bytes as f64 / MEBIBYTE).round()).collect()
 }
 
-fn show(value: &Value) -> String {
+pub(super) fn show(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
         Value::Array(items) => items.iter().map(show).collect::<Vec<_>>().join(" → "),
@@ -229,7 +229,7 @@ fn show(value: &Value) -> String {
 }
 
 /// What the figures were measured on.
-fn machine() -> Value {
+pub(super) fn machine() -> Value {
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
     let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();

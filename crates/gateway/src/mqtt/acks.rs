@@ -61,9 +61,8 @@ pub(crate) struct InflightLimits {
 }
 
 /// Acknowledgements in order, and what they wait for.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Acks {
-    limits: InflightLimits,
     groups: VecDeque<Group>,
     appends: VecDeque<Append>,
     acks: VecDeque<Owed>,
@@ -75,22 +74,14 @@ pub(crate) struct Acks {
 }
 
 impl Acks {
-    pub(crate) fn new(limits: InflightLimits) -> Self {
-        Self {
-            limits,
-            groups: VecDeque::new(),
-            appends: VecDeque::new(),
-            acks: VecDeque::new(),
-            open: Group::default(),
-            events: 0,
-            bytes: 0,
-            publishes_qos1: 0,
-        }
+    /// Whether more may be read.
+    pub(crate) fn has_room(&self, limits: InflightLimits) -> bool {
+        self.events < limits.events_max && self.bytes < limits.bytes_max
     }
 
-    /// Whether more may be read.
-    pub(crate) fn has_room(&self) -> bool {
-        self.events < self.limits.events_max && self.bytes < self.limits.bytes_max
+    /// Whether nothing is owed.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.groups.is_empty()
     }
 
     /// Publishes of QoS 1 that are not acknowledged yet.

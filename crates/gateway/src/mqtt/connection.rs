@@ -11,19 +11,20 @@ use catchment_types::Timestamp;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
-use super::acks::{Acks, Released};
+use super::acks::{InflightLimits, Released};
 use super::aliases::Aliases;
 use super::broker::Broker;
 use super::codec::{self, AckKind, Frame, Framed, Packet, Peer, ProtocolError, Reason, Version};
 use super::far::Far;
-use super::inbound::{Forward, Tally, TopicCache};
+use super::inbound::Intake;
+use super::lazy::Lazy;
 use super::output::Output;
 use super::pool::{READ_BYTES, Workspace};
 use super::session::{NothingWanted, Session};
 use super::signal::{DELIVER, RECHECK, SHUT_DOWN, Signal, TAKEN_OVER};
 use super::standing::Standing;
 use crate::admission::Principal;
-use crate::gateway::Gateway;
+use crate::gateway::{Gateway, Registered};
 use crate::ingest::Batches;
 use crate::metrics::GatewayMetrics;
 
@@ -51,7 +52,10 @@ impl Close {
     }
 }
 
-/// A connection that has a session.
+/// A connection that has a session. Dropped in any way, a panic included, it leaves the session as a client that was lost does.
+///
+/// Most connections are idle most of the time: what only busy ones need is [`Lazy`], boxed, or borrowed from the gateway's
+/// pool; `mqtt/footprint.rs` watches over the size.
 #[derive(Debug)]
 pub(crate) struct Connection<S> {
     pub(super) gateway: Arc<Gateway>,
@@ -66,10 +70,7 @@ pub(crate) struct Connection<S> {
     /// Size of that packet when it is larger than a read.
     pub(super) large: Option<usize>,
     pub(super) output: Output,
-    pub(super) acks: Acks,
-    pub(super) topics: TopicCache,
-    pub(super) forwards: Vec<Forward>,
-    pub(super) tally: Tally,
+    pub(super) intake: Lazy<Intake>,
     /// Something of the current read must be recorded before its events go to the log.
     pub(super) precommit: bool,
     /// Acknowledgements of the current read wait for records.
@@ -88,6 +89,8 @@ pub(crate) struct Connection<S> {
     pub(super) standing: Standing,
     /// For a connection that we opened, as a client of another broker.
     pub(super) far: Option<Box<Far>>,
+    /// Its place among those that came to us.
+    pub(super) _registered: Option<Registered>,
 }
 
 /// Ends connections that are silent for one and a half times what they promised.
@@ -120,7 +123,7 @@ impl KeepAlive {
 
 /// What a connection has to do that it cannot do while polling.
 enum Step {
-    Input(Workspace, Input),
+    Input(Box<Workspace>, Input),
     Close(Close),
 }
 
@@ -144,18 +147,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
         if !self.partial.is_empty() {
             let workspace = self.gateway.pool.take();
-            if let Err(close) = self.take_in(workspace, Input::Partial).await {
+            if let Err(close) = Box::pin(self.take_in(workspace, Input::Partial)).await {
                 return close;
             }
         }
         loop {
-            match std::future::poll_fn(|cx| self.poll_step(cx)).await {
+            // Boxed, so that the task of a connection that waits has no room for one that works.
+            let taking = match std::future::poll_fn(|cx| self.poll_step(cx)).await {
                 Step::Close(close) => return close,
-                Step::Input(workspace, input) => {
-                    if let Err(close) = self.take_in(workspace, input).await {
-                        return close;
-                    }
-                }
+                Step::Input(workspace, input) => Box::pin(self.take_in(workspace, input)),
+            };
+            if let Err(close) = taking.await {
+                return close;
             }
         }
     }
@@ -183,9 +186,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         if let Some(far) = &mut self.far {
             far.poll_timers(cx, &mut self.output.bytes)?;
         }
+        let stall_max = Duration::from_secs(self.gateway.config.mqtt.write_s_max);
         loop {
             self.deliver();
-            match self.output.poll_send(&mut self.stream, cx) {
+            match self.output.poll_send(&mut self.stream, stall_max, cx) {
                 Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::TimedOut => {
                     return Err(Close::Stalled);
                 }
@@ -207,7 +211,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             }
         }
         // A client that is not read now cannot be blamed for silence.
-        let reads = self.acks.has_room() && self.output.len() < OUTPUT_BYTES_MAX && !self.is_paused(cx);
+        let mqtt = &self.gateway.config.mqtt;
+        let inflight =
+            InflightLimits { events_max: mqtt.inflight_events_max, bytes_max: mqtt.inflight_bytes_max };
+        let reads = self.intake.acks.has_room(inflight)
+            && self.output.len() < OUTPUT_BYTES_MAX
+            && !self.is_paused(cx);
         if reads && let Poll::Ready(step) = self.poll_input(cx) {
             return Ok(Poll::Ready(step.unwrap_or(Step::Close(Close::Lost))));
         }
@@ -276,7 +285,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     /// Takes all whole packets of the input in, hands what was published to the log, and keeps the rest.
-    async fn take_in(&mut self, mut workspace: Workspace, input: Input) -> Result<(), Close> {
+    async fn take_in(&mut self, mut workspace: Box<Workspace>, input: Input) -> Result<(), Close> {
         let partial = std::mem::take(&mut self.partial);
         let bytes = match input {
             Input::Buffer(length) => &workspace.buffer[..length],
@@ -288,15 +297,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let submitted_bytes = workspace.batches.bytes();
         self.record_first().await?;
         let log = &*self.gateway.log;
-        workspace.batches.submit(log, |submitted| self.acks.append(submitted)).await;
+        workspace.batches.submit(log, |submitted| self.intake.acks.append(submitted)).await;
         self.forward();
         self.charge();
         self.confirm_recorded().await?;
-        self.acks.close_group(submitted_bytes);
-        if let Some(far) = &self.far {
-            far.metrics.received.inc_by(self.tally.messages);
+        if let Some(intake) = self.intake.made() {
+            intake.acks.close_group(submitted_bytes);
+            if let Some(far) = &self.far {
+                far.metrics.received.inc_by(intake.tally.messages);
+            }
+            intake.tally.report(&self.gateway.metrics);
         }
-        self.tally.report(&self.gateway.metrics);
         match input {
             Input::Partial if taken == 0 => self.partial = partial,
             Input::Partial => self.partial = partial[taken..].to_vec(),
@@ -369,10 +380,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 impl<S> Connection<S> {
     /// Encodes the acknowledgements that are due. Ready once none is owed.
     pub(super) fn poll_acks(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Close>> {
-        let Self { acks, output, peer, session, gateway, received_count, far, .. } = self;
+        let Self { intake, output, peer, session, gateway, received_count, far, .. } = self;
         let refuses = peer.version == Version::V5 && far.is_none();
+        let Some(intake) = intake.made() else { return Poll::Ready(Ok(())) };
         let mut acknowledged = 0;
-        let polled = acks.poll(cx, |released| match released {
+        let polled = intake.acks.poll(cx, |released| match released {
             Released::Ack(owed, None) => {
                 acknowledged += u64::from(owed.append.is_some());
                 if owed.kind == AckKind::Rec && owed.reason != Reason::Success {
@@ -413,6 +425,12 @@ impl<S> Connection<S> {
             far.unsettled = true;
         }
         polled
+    }
+}
+
+impl<S> Drop for Connection<S> {
+    fn drop(&mut self) {
+        self.broker.detach(&self.session, &self.signal, false, None, &[]);
     }
 }
 

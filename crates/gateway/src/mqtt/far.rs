@@ -12,14 +12,14 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::acks::{Acks, InflightLimits, Owed};
+use super::acks::Owed;
 use super::broker::{Attach, AttachError, Broker};
 use super::codec::{
     self, AckKind, Answer, Frame, FromServer, Packet, Peer, ProtocolError, Publish, QoS, Reason, Version,
     Wanted,
 };
 use super::connection::{Close, Connection};
-use super::handshake::Leave;
+use super::lazy::Lazy;
 use super::output::Output;
 use super::session::{Filled, Session};
 use super::signal::{SHUT_DOWN, Signal};
@@ -280,11 +280,11 @@ impl<S> Connection<S> {
     fn pass_over(&mut self, packet: &Publish<'_>) {
         if packet.qos == QoS::ExactlyOnce {
             self.received_count += usize::from(self.session.receive(packet.packet_id));
-            if self.acks.owes(AckKind::Rec, packet.packet_id) {
+            if self.intake.acks.owes(AckKind::Rec, packet.packet_id) {
                 return;
             }
         }
-        self.acks.owe(Owed::to(packet.qos, packet.packet_id, Reason::Success, None));
+        self.intake.acks.owe(Owed::to(packet.qos, packet.packet_id, Reason::Success, None));
     }
 
     /// Does not take a message. What can be taken at another time is not acknowledged: the connection ends, and the broker
@@ -306,7 +306,7 @@ impl<S> Connection<S> {
             far.metrics.refused(reason.name());
         }
         let told = if self.peer.version == Version::V5 { reason } else { Reason::Success };
-        self.acks.owe(Owed::to(packet.qos, packet.packet_id, told, None));
+        self.intake.acks.owe(Owed::to(packet.qos, packet.packet_id, told, None));
         Ok(())
     }
 }
@@ -376,7 +376,6 @@ pub(crate) async fn serve_far<S: AsyncRead + AsyncWrite + Unpin>(
         Ok(attached) => attached,
         Err(what) => return FarEnd { reason: "session", what: what.to_owned() },
     };
-    let _leave = Leave { broker: &broker, session: &session, signal: &signal };
     let config = &gateway.config.mqtt;
     let peer = Peer {
         version: link.version,
@@ -437,8 +436,6 @@ pub(crate) async fn serve_far<S: AsyncRead + AsyncWrite + Unpin>(
         why: None,
     };
     let principal = Principal::new(Arc::clone(&link.realm), format!("bridge:{}", link.name), Role::Admin);
-    let inflight =
-        InflightLimits { events_max: config.inflight_events_max, bytes_max: config.inflight_bytes_max };
     let mut connection = Connection {
         gateway: Arc::clone(gateway),
         broker: Arc::clone(&broker),
@@ -454,20 +451,18 @@ pub(crate) async fn serve_far<S: AsyncRead + AsyncWrite + Unpin>(
         confirm: false,
         partial: rest,
         large: None,
-        output: Output::new(output, Duration::from_secs(config.write_s_max)),
-        acks: Acks::new(inflight),
-        topics: Default::default(),
-        forwards: Vec::new(),
-        tally: Default::default(),
+        output: Output::new(output),
+        intake: Lazy::default(),
         aliases: None,
         deliverable: true,
         retained_wanted: true,
         keep_alive: None,
         far: Some(Box::new(far)),
+        _registered: None,
     };
     let close = drive(&mut connection, &signal, stop).await;
     link.metrics.connected.set(0);
-    let unproven = connection.end(close).await;
+    let unproven = connection.settle(close).await;
     broker.detach(&session, &signal, false, None, &unproven);
     let mut why = None;
     if let Some(far) = connection.far.take() {

@@ -1,5 +1,6 @@
 //! The life of a connection: CONNECT, admission, a session, CONNACK; then [`Connection::drive`]; then an orderly end.
 
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -7,12 +8,12 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use super::acks::{Acks, InflightLimits};
 use super::aliases::Aliases;
 use super::broker::{Attach, AttachError, Attached, Broker};
 use super::codec::{self, ConnAck, Connect, Frame, Framed, Offer, Peer, ProtocolError, Reason, Version};
 use super::connection::{Close, Connection, KeepAlive};
 use super::far::parting_code;
+use super::lazy::Lazy;
 use super::output::Output;
 use super::session::Session;
 use super::signal::{SHUT_DOWN, Signal};
@@ -30,39 +31,73 @@ const FAREWELL_MAX: Duration = Duration::from_secs(1);
 const SETTLE_MAX: Duration = Duration::from_secs(5);
 
 /// Serves one connection from its first byte to its end.
-pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
+///
+/// What CONNECT needs is in a box of its own, that is gone once there is a session: a million idle connections are a million
+/// of what is left.
+pub(crate) fn serve<S: AsyncRead + AsyncWrite + Unpin>(
+    gateway: Arc<Gateway>,
+    stream: S,
+    remote: Remote,
+    registered: Registered,
+) -> impl Future<Output = ()> {
+    let entering = Box::pin(enter(gateway, stream, remote, registered));
+    async move {
+        if let Some(mut connection) = entering.await {
+            let close = connection.drive().await;
+            Box::pin(connection.end(close)).await;
+        }
+    }
+}
+
+/// CONNECT and its answer; none: the client was not let in, or is gone.
+async fn enter<S: AsyncRead + AsyncWrite + Unpin>(
     gateway: Arc<Gateway>,
     mut stream: S,
     mut remote: Remote,
     registered: Registered,
-) {
+) -> Option<Box<Connection<S>>> {
     let signal = Arc::clone(registered.signal());
     let limit = Duration::from_secs(gateway.config.mqtt.connect_s_max);
     let packet_bytes_max = gateway.config.mqtt.packet_bytes_max;
+    let refused = |reason| GatewayMetrics::count(&gateway.metrics.connections_refused, reason);
     let read = tokio::select! {
         biased;
-        () = until_shut_down(&signal) => return,
-        () = remote.ended() => return GatewayMetrics::count(&gateway.metrics.connections_refused, "evicted"),
+        () = until_shut_down(&signal) => return None,
+        () = remote.ended() => {
+            refused("evicted");
+            return None;
+        }
         read = tokio::time::timeout(limit, read_packet(&mut stream, packet_bytes_max)) => read,
     };
     let bytes = match read {
         Ok(Ok(bytes)) => bytes,
-        Ok(Err(_)) => return GatewayMetrics::count(&gateway.metrics.connections_refused, "no_connect"),
-        Err(_) => return GatewayMetrics::count(&gateway.metrics.connections_refused, "connect_timeout"),
+        Ok(Err(_)) => {
+            refused("no_connect");
+            return None;
+        }
+        Err(_) => {
+            refused("connect_timeout");
+            return None;
+        }
     };
-    let Ok(Framed::Packet(frame)) = codec::frame(&bytes, packet_bytes_max) else { return };
+    let Ok(Framed::Packet(frame)) = codec::frame(&bytes, packet_bytes_max) else { return None };
     match admit(&gateway, &frame, &remote, &signal).await {
         Ok(admitted) => {
             remote.opening = None;
-            let rest = bytes[frame.length..].to_vec();
-            drop(bytes);
             gateway.metrics.connections_total.inc();
-            run(gateway, stream, remote.address, signal, admitted, rest).await;
+            let (realm, will) = (Arc::clone(&admitted.principal.realm), admitted.will.clone());
+            let rest = bytes[frame.length..].to_vec();
+            let connection = admitted.connect(&gateway, stream, remote.address, registered, rest);
+            // Whatever happens from here on, the connection leaves its session.
+            if let Some(will) = will {
+                gateway.publish_will(&realm, &will).await;
+            }
+            Some(connection)
         }
         Err(refusal) => {
-            GatewayMetrics::count(&gateway.metrics.connections_refused, refusal.error.reason.name());
+            refused(refusal.error.reason.name());
             tracing::debug!(remote = ?remote.address, reason = refusal.error.detail, "connection refused");
-            let Some(version) = refusal.version else { return };
+            let version = refusal.version?;
             let mut output = Vec::new();
             let answer = ConnAck {
                 session_present: false,
@@ -72,6 +107,7 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
             };
             codec::connack(&mut output, version, &answer, refusal.packet_bytes_max);
             farewell(&mut stream, &output).await;
+            None
         }
     }
 }
@@ -112,7 +148,9 @@ struct Refusal {
 struct Admitted {
     broker: Arc<Broker>,
     principal: Principal,
-    attached: Attached,
+    session: Arc<Session>,
+    /// The will of the session that ended for this one.
+    will: Option<Will>,
     peer: Peer,
     keep_alive_s: u16,
     topic_alias_maximum: u16,
@@ -236,7 +274,8 @@ async fn admit(
         codec::puback(&mut output, codec::AckKind::Rel, &peer, packet_id, Reason::Success);
     }
     let topic_alias_maximum = connect.topic_alias_maximum.min(config.outgoing_topic_aliases_max);
-    Ok(Admitted { broker, principal, attached, peer, keep_alive_s, topic_alias_maximum, output })
+    let Attached { session, will, .. } = attached;
+    Ok(Admitted { broker, principal, session, will, peer, keep_alive_s, topic_alias_maximum, output })
 }
 
 /// Where a client may have itself answered: a topic of its own, that it may subscribe to and that leads to no event.
@@ -275,91 +314,74 @@ fn assign_client_id() -> String {
     format!("auto-{:032x}", rand::random::<u128>())
 }
 
-/// Leaves the session when the connection's task ends in any way, a panic included.
-pub(super) struct Leave<'a> {
-    pub(super) broker: &'a Broker,
-    pub(super) session: &'a Arc<Session>,
-    pub(super) signal: &'a Arc<Signal>,
-}
-
-impl Drop for Leave<'_> {
-    fn drop(&mut self) {
-        self.broker.detach(self.session, self.signal, false, None, &[]);
-    }
-}
-
-async fn run<S: AsyncRead + AsyncWrite + Unpin>(
-    gateway: Arc<Gateway>,
-    stream: S,
-    remote: Option<SocketAddr>,
-    signal: Arc<Signal>,
-    admitted: Admitted,
-    rest: Vec<u8>,
-) {
-    let Admitted { broker, principal, attached, peer, keep_alive_s, topic_alias_maximum, output } = admitted;
-    let (session, realm) = (attached.session, Arc::clone(&principal.realm));
-    let _leave =
-        Leave { broker: &Arc::clone(&broker), session: &Arc::clone(&session), signal: &Arc::clone(&signal) };
-    if let Some(will) = attached.will {
-        gateway.publish_will(&realm, &will).await;
-    }
-    tracing::debug!(client_id = session.client_id(), principal = &*principal.name, "connected");
-    let config = &gateway.config.mqtt;
-    let inflight =
-        InflightLimits { events_max: config.inflight_events_max, bytes_max: config.inflight_bytes_max };
-    let mut connection = Connection {
-        gateway: Arc::clone(&gateway),
-        broker: Arc::clone(&broker),
-        stream,
-        signal: Arc::clone(&signal),
-        received_count: session.received_count(),
-        session: Arc::clone(&session),
-        standing: Standing::new(&principal, remote),
-        principal,
-        peer,
-        precommit: false,
-        recorded: false,
-        confirm: false,
-        partial: rest,
-        large: None,
-        output: Output::new(output, Duration::from_secs(config.write_s_max)),
-        acks: Acks::new(inflight),
-        topics: Default::default(),
-        forwards: Vec::new(),
-        tally: Default::default(),
-        aliases: Aliases::new(topic_alias_maximum),
-        deliverable: true,
-        retained_wanted: true,
-        keep_alive: KeepAlive::new(keep_alive_s),
-        far: None,
-    };
-    let close = Box::pin(connection.drive()).await;
-    // It takes nothing more and is told nothing more.
-    signal.leave();
-    let (reason, with_will, expiry_s) = match close {
-        Close::Goodbye { with_will, session_expiry_s } => ("goodbye", with_will, session_expiry_s),
-        Close::Lost => ("lost", true, None),
-        Close::Stalled => ("write_timeout", true, None),
-        // A stop of the server tells nothing about the device.
-        Close::Fault(error) => (error.reason.name(), error.reason != Reason::ServerShuttingDown, None),
-    };
-    GatewayMetrics::count(&gateway.metrics.disconnects, reason);
-    tracing::debug!(client_id = session.client_id(), reason, ?close, "disconnected");
-    let unproven = connection.end(close).await;
-    let expiry_max = Duration::from_secs(gateway.config.mqtt.session_expiry_s_max.into());
-    let expiry = expiry_s.map(|seconds| Duration::from_secs(seconds.into()).min(expiry_max));
-    if let Some(will) = broker.detach(&session, &signal, with_will, expiry, &unproven) {
-        gateway.publish_will(&realm, &will).await;
-    }
-    if matches!(close, Close::Fault(_)) {
-        linger(&mut connection.stream).await;
+impl Admitted {
+    fn connect<S>(
+        self,
+        gateway: &Arc<Gateway>,
+        stream: S,
+        remote: Option<SocketAddr>,
+        registered: Registered,
+        rest: Vec<u8>,
+    ) -> Box<Connection<S>> {
+        let Self { broker, principal, session, peer, keep_alive_s, topic_alias_maximum, mut output, .. } =
+            self;
+        output.shrink_to_fit();
+        tracing::debug!(client_id = session.client_id(), principal = &*principal.name, "connected");
+        Box::new(Connection {
+            gateway: Arc::clone(gateway),
+            broker,
+            stream,
+            signal: Arc::clone(registered.signal()),
+            received_count: session.received_count(),
+            session,
+            standing: Standing::new(&principal, remote),
+            principal,
+            peer,
+            precommit: false,
+            recorded: false,
+            confirm: false,
+            partial: rest,
+            large: None,
+            output: Output::new(output),
+            intake: Lazy::default(),
+            aliases: Aliases::new(topic_alias_maximum),
+            deliverable: true,
+            retained_wanted: true,
+            keep_alive: KeepAlive::new(keep_alive_s),
+            far: None,
+            _registered: Some(registered),
+        })
     }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+    /// Says a last word, settles what is owed, and leaves the session in order.
+    async fn end(mut self: Box<Self>, close: Close) {
+        let (reason, with_will, expiry_s) = match close {
+            Close::Goodbye { with_will, session_expiry_s } => ("goodbye", with_will, session_expiry_s),
+            Close::Lost => ("lost", true, None),
+            Close::Stalled => ("write_timeout", true, None),
+            // A stop of the server tells nothing about the device.
+            Close::Fault(error) => (error.reason.name(), error.reason != Reason::ServerShuttingDown, None),
+        };
+        // It takes nothing more and is told nothing more.
+        self.signal.leave();
+        GatewayMetrics::count(&self.gateway.metrics.disconnects, reason);
+        tracing::debug!(client_id = self.session.client_id(), reason, ?close, "disconnected");
+        let unproven = self.settle(close).await;
+        let expiry_max = Duration::from_secs(self.gateway.config.mqtt.session_expiry_s_max.into());
+        let expiry = expiry_s.map(|seconds| Duration::from_secs(seconds.into()).min(expiry_max));
+        if let Some(will) = self.broker.detach(&self.session, &self.signal, with_will, expiry, &unproven) {
+            self.gateway.publish_will(&self.principal.realm, &will).await;
+        }
+        if matches!(close, Close::Fault(_)) {
+            linger(&mut self.stream).await;
+        }
+    }
+
     /// Says a last word, and waits until the log has told what became of the last events. When the server stops, they
     /// are still acknowledged. Gives the QoS 2 messages of which it did not tell.
-    pub(super) async fn end(&mut self, close: Close) -> Vec<u16> {
+    pub(super) async fn settle(&mut self, close: Close) -> Vec<u16> {
         let stops = matches!(close, Close::Fault(error) if error.reason == Reason::ServerShuttingDown);
         if !stops {
             self.say_goodbye(close).await;
@@ -371,7 +393,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         if let (Err(_), Some(far)) = (settled, &mut self.far) {
             far.unsettled = true;
         }
-        let unproven = self.acks.unproven().collect();
+        let unproven = self.intake.acks.unproven().collect();
         if stops {
             self.say_goodbye(close).await;
         }
@@ -389,7 +411,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         if !matches!(close, Close::Lost | Close::Stalled) {
             let Self { output, stream, .. } = self;
             let send = async {
-                std::future::poll_fn(|cx| output.poll_send(stream, cx)).await?;
+                std::future::poll_fn(|cx| output.poll_send(stream, FAREWELL_MAX, cx)).await?;
                 stream.shutdown().await
             };
             // The client may be gone; there is nobody to tell then.

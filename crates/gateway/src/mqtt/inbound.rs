@@ -1,14 +1,15 @@
 //! What a client publishes: from the read buffer into the batches of the log. The hot path.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use catchment_types::{Event, PartitionId, Timestamp};
 
-use super::acks::Owed;
+use super::acks::{Acks, Owed};
 use super::codec::{AckKind, ProtocolError, Publish, QoS, Reason, Version, text};
 use super::connection::{Close, Connection, log_fault};
 use super::fanout::Staged;
 use super::keep::{Keeper, Origin, Proof, Record};
+use super::lazy::Unused;
 use super::message::Message;
 use super::topics::is_reserved;
 use crate::config::UnroutedAction;
@@ -45,6 +46,22 @@ pub(super) struct TopicCache {
     wanted_generation: u64,
     /// Topics that stand behind the client's aliases, from 1.
     aliases: Vec<Option<Box<str>>>,
+}
+
+/// What a connection holds once its client has published.
+#[derive(Debug, Default)]
+pub(super) struct Intake {
+    pub(super) acks: Acks,
+    pub(super) topics: TopicCache,
+    pub(super) forwards: Vec<Forward>,
+    pub(super) tally: Tally,
+}
+
+impl Unused for Intake {
+    fn unused() -> &'static Self {
+        static UNUSED: LazyLock<Intake> = LazyLock::new(Intake::default);
+        &UNUSED
+    }
 }
 
 /// A message that subscribers want, until the log has taken its batch.
@@ -130,51 +147,51 @@ impl<S> Connection<S> {
         if unkept || self.is_over_limit(packet.payload.len()) {
             return self.refuse(packet, Reason::QuotaExceeded);
         }
-        let append = match self.topics.verdict {
+        let append = match self.intake.topics.verdict {
             Verdict::Refused(reason) => return self.refuse(packet, reason),
             Verdict::Unroutable => {
                 self.gateway.metrics.count_unrouted("refused", 1);
                 return self.refuse(packet, Reason::TopicNameInvalid);
             }
             Verdict::Brokered => {
-                self.tally.brokered += 1;
+                self.intake.tally.brokered += 1;
                 None
             }
             // Clearing a retained message tells nothing about the device.
             Verdict::Event(_) | Verdict::Kept(_) if packet.retain && packet.payload.is_empty() => None,
             verdict @ (Verdict::Event(partition) | Verdict::Kept(partition)) => {
-                self.tally.kept += u64::from(matches!(verdict, Verdict::Kept(_)));
+                self.intake.tally.kept += u64::from(matches!(verdict, Verdict::Kept(_)));
                 let event = Event {
                     realm: self.broker.realm(),
-                    device_id: &self.topics.device_id,
-                    event_type: &self.topics.event_type,
-                    topic: &self.topics.topic,
+                    device_id: &self.intake.topics.device_id,
+                    event_type: &self.intake.topics.event_type,
+                    topic: &self.intake.topics.topic,
                     received_at,
                     content_type: packet.properties.content_type,
-                    tags: &self.topics.tags,
+                    tags: &self.intake.topics.tags,
                     mark: self.far.as_ref().map_or(0, |far| far.mark),
                     payload: packet.payload,
                 };
                 let Ok(place) = batches.push(partition, &event) else {
                     return self.refuse(packet, Reason::ImplementationSpecific);
                 };
-                self.tally.events += 1;
-                self.tally.event_bytes += packet.payload.len() as u64;
-                self.acks.count_event();
+                self.intake.tally.events += 1;
+                self.intake.tally.event_bytes += packet.payload.len() as u64;
+                self.intake.acks.count_event();
                 Some(place)
             }
         };
         let owed = Owed::to(packet.qos, packet.packet_id, Reason::Success, append);
-        self.acks.owe(owed);
+        self.intake.acks.owe(owed);
         let origin = self.origin(packet, append.is_some(), received_at);
         if packet.retain || self.is_wanted() {
-            let (topic, publisher) = (&self.topics.topic, self.session.id());
+            let (topic, publisher) = (&self.intake.topics.topic, self.session.id());
             let message = match &self.far {
                 Some(far) => Message::stamped(topic, packet, publisher, far.stamp.encoded()),
                 None => Message::from_publish(topic, packet, publisher),
             };
             let append = append.and_then(|place| u16::try_from(place).ok());
-            self.forwards.push(Forward { message: Arc::new(message), append, origin, staged: None });
+            self.intake.forwards.push(Forward { message: Arc::new(message), append, origin, staged: None });
         } else if let Some(origin) = origin {
             self.broker.keeper.append(&Record::Received(origin));
             self.recorded = true;
@@ -185,12 +202,12 @@ impl<S> Connection<S> {
     /// Checks the receive maximum, and whether a QoS 2 message came before. `false`: it is not to be taken again.
     fn admit_unacknowledged(&mut self, packet: &Publish<'_>) -> Result<bool, Close> {
         if packet.qos == QoS::ExactlyOnce && !self.session.receive(packet.packet_id) {
-            if !self.acks.owes(AckKind::Rec, packet.packet_id) {
-                self.acks.owe(Owed::to(packet.qos, packet.packet_id, Reason::Success, None));
+            if !self.intake.acks.owes(AckKind::Rec, packet.packet_id) {
+                self.intake.acks.owe(Owed::to(packet.qos, packet.packet_id, Reason::Success, None));
             }
             return Ok(false);
         }
-        let unacknowledged = self.acks.publishes_qos1() + self.received_count;
+        let unacknowledged = self.intake.acks.publishes_qos1() + self.received_count;
         // A broker that is a little over it at a reconnect must not be sent away for ever; what is on its way is bounded anyhow.
         if self.peer.version == Version::V5
             && self.far.is_none()
@@ -211,7 +228,10 @@ impl<S> Connection<S> {
         if let Some(alias) = packet.properties.topic_alias {
             return self.resolve_alias(alias, packet);
         }
-        if packet.topic == self.topics.topic.as_bytes() && !packet.topic.is_empty() && self.knows_routes() {
+        if packet.topic == self.intake.topics.topic.as_bytes()
+            && !packet.topic.is_empty()
+            && self.knows_routes()
+        {
             return Ok(());
         }
         if packet.topic.is_empty() {
@@ -226,7 +246,7 @@ impl<S> Connection<S> {
     /// Whether the cache was filled by the routes in force.
     #[inline]
     fn knows_routes(&self) -> bool {
-        self.topics.routes_generation == self.gateway.routes.generation()
+        self.intake.topics.routes_generation == self.gateway.routes.generation()
     }
 
     fn resolve_alias(&mut self, alias: u16, packet: &Publish<'_>) -> Result<(), Close> {
@@ -238,23 +258,23 @@ impl<S> Connection<S> {
         }
         let at = usize::from(alias - 1);
         if packet.topic.is_empty() {
-            let topic = self.topics.aliases.get_mut(at).and_then(Option::take);
+            let topic = self.intake.topics.aliases.get_mut(at).and_then(Option::take);
             let topic =
                 topic.ok_or(Close::Fault(ProtocolError::protocol("a topic alias that was never given")))?;
-            let found = if *topic == *self.topics.topic && self.knows_routes() {
+            let found = if *topic == *self.intake.topics.topic && self.knows_routes() {
                 Ok(())
             } else {
                 self.look_up(&topic)
             };
-            self.topics.aliases[at] = Some(topic);
+            self.intake.topics.aliases[at] = Some(topic);
             return found;
         }
         let topic = text(packet.topic).map_err(Close::Fault)?;
         self.look_up(topic)?;
-        if self.topics.aliases.len() <= at {
-            self.topics.aliases.resize(at + 1, None);
+        if self.intake.topics.aliases.len() <= at {
+            self.intake.topics.aliases.resize(at + 1, None);
         }
-        self.topics.aliases[at] = Some(topic.into());
+        self.intake.topics.aliases[at] = Some(topic.into());
         Ok(())
     }
 
@@ -266,7 +286,7 @@ impl<S> Connection<S> {
                 detail: "the topic has a wildcard, too many levels or too many bytes",
             }));
         }
-        let cache = &mut self.topics;
+        let cache = &mut self.intake.topics;
         cache.topic.clear();
         cache.topic.push_str(topic);
         cache.wanted_generation = u64::MAX;
@@ -309,11 +329,11 @@ impl<S> Connection<S> {
     fn is_wanted(&mut self) -> bool {
         let subscriptions = &self.broker.subscriptions;
         let generation = subscriptions.generation();
-        if self.topics.wanted_generation != generation {
-            self.topics.wanted = subscriptions.is_wanted(&self.topics.topic);
-            self.topics.wanted_generation = generation;
+        if self.intake.topics.wanted_generation != generation {
+            self.intake.topics.wanted = subscriptions.is_wanted(&self.intake.topics.topic);
+            self.intake.topics.wanted_generation = generation;
         }
-        self.topics.wanted
+        self.intake.topics.wanted
     }
 
     /// Does not take a message. 5.0 has a word for it; 3.1.1 can only acknowledge or close, and what was not taken is not
@@ -331,8 +351,8 @@ impl<S> Connection<S> {
             (QoS::AtMostOnce, _) => Ok(()),
             // Nobody can expect anything of a topic that is the server's: its message is taken and dropped (3.1.1, 3.3.5),
             // rather than to have a client that knows another broker connect in vain again and again.
-            (_, Version::V3) if is_reserved(&self.topics.topic) => {
-                self.acks.owe(Owed::to(packet.qos, packet.packet_id, Reason::Success, None));
+            (_, Version::V3) if is_reserved(&self.intake.topics.topic) => {
+                self.intake.acks.owe(Owed::to(packet.qos, packet.packet_id, Reason::Success, None));
                 Ok(())
             }
             (_, Version::V3) => Err(Close::Fault(ProtocolError {
@@ -340,7 +360,7 @@ impl<S> Connection<S> {
                 detail: "a publish was refused, which MQTT 3.1.1 has no answer for",
             })),
             (_, Version::V5) => {
-                self.acks.owe(Owed::to(packet.qos, packet.packet_id, reason, None));
+                self.intake.acks.owe(Owed::to(packet.qos, packet.packet_id, reason, None));
                 Ok(())
             }
         }
@@ -348,16 +368,19 @@ impl<S> Connection<S> {
 
     /// Hands the messages of the current read to their subscribers, but for those that the log refused.
     pub(super) fn forward(&mut self) {
-        let mut forwards = std::mem::take(&mut self.forwards);
+        if self.intake.forwards.is_empty() {
+            return;
+        }
+        let mut forwards = std::mem::take(&mut self.intake.forwards);
         for forward in forwards.drain(..) {
-            if !self.acks.was_refused(forward.append) {
+            if !self.intake.acks.was_refused(forward.append) {
                 let Forward { message, origin, staged, .. } = forward;
                 let staged = staged.unwrap_or_else(|| self.broker.stage(&message, origin));
                 self.recorded |= staged.position != 0 && message.qos != QoS::AtMostOnce;
                 self.broker.deliver(&message, staged);
             }
         }
-        self.forwards = forwards;
+        self.intake.forwards = forwards;
     }
 
     /// How a kept session's QoS 2 message is known to its publisher, and how it is found in the log if it goes there.
@@ -365,12 +388,12 @@ impl<S> Connection<S> {
         if packet.qos != QoS::ExactlyOnce || !self.session.is_kept() {
             return None;
         }
-        let proof = match self.topics.verdict {
+        let proof = match self.intake.topics.verdict {
             Verdict::Event(partition) if is_event => Some(Proof {
                 partition,
                 from: self.gateway.log.range(partition).end,
                 received_at: received_at.as_micros(),
-                checksum: Proof::checksum(&self.topics.topic, packet.payload),
+                checksum: Proof::checksum(&self.intake.topics.topic, packet.payload),
             }),
             _ => None,
         };
@@ -383,7 +406,7 @@ impl<S> Connection<S> {
         if !std::mem::take(&mut self.precommit) {
             return Ok(());
         }
-        for forward in &mut self.forwards {
+        for forward in &mut self.intake.forwards {
             if forward.origin.is_some_and(|origin| origin.proof.is_some()) {
                 forward.staged = Some(self.broker.stage(&forward.message, forward.origin));
             }
@@ -395,7 +418,7 @@ impl<S> Connection<S> {
     pub(super) async fn confirm_recorded(&mut self) -> Result<(), Close> {
         if std::mem::take(&mut self.recorded) {
             if let Some(barrier) = self.broker.keeper.barrier() {
-                self.acks.append_for_all(barrier);
+                self.intake.acks.append_for_all(barrier);
             }
             self.broker.keeper.room().await;
         }

@@ -18,9 +18,12 @@ mod control;
 mod delivery;
 mod fanout;
 mod far;
+#[cfg(test)]
+mod footprint;
 mod handshake;
 mod inbound;
 mod keep;
+mod lazy;
 mod message;
 mod output;
 mod pool;

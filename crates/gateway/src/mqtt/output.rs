@@ -19,16 +19,14 @@ pub(super) struct Output {
     unflushed: bool,
     /// Sent and not reported.
     unreported: u64,
-    /// The client may take nothing for so long.
-    stall_max: Duration,
     /// Runs while the client takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
 impl Output {
     /// Starts with bytes to send.
-    pub(super) fn new(bytes: Vec<u8>, stall_max: Duration) -> Self {
-        Self { bytes, sent: 0, unflushed: false, unreported: 0, stall_max, stalled: None }
+    pub(super) fn new(bytes: Vec<u8>) -> Self {
+        Self { bytes, sent: 0, unflushed: false, unreported: 0, stalled: None }
     }
 
     /// Bytes that are not sent yet.
@@ -44,15 +42,16 @@ impl Output {
     }
 
     /// Writes until everything is with the system. Ready then, or with `TimedOut` when the client has taken nothing for
-    /// too long.
+    /// `stall_max`.
     pub(super) fn poll_send<S: AsyncWrite + Unpin>(
         &mut self,
         stream: &mut S,
+        stall_max: Duration,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<()>> {
         while self.sent < self.bytes.len() {
             let Poll::Ready(written) = Pin::new(&mut *stream).poll_write(cx, &self.bytes[self.sent..]) else {
-                return self.poll_stalled(cx);
+                return self.poll_stalled(stall_max, cx);
             };
             let written = written?;
             if written == 0 {
@@ -69,7 +68,9 @@ impl Output {
             self.bytes = Vec::new();
         }
         if self.unflushed {
-            let Poll::Ready(flushed) = Pin::new(stream).poll_flush(cx) else { return self.poll_stalled(cx) };
+            let Poll::Ready(flushed) = Pin::new(stream).poll_flush(cx) else {
+                return self.poll_stalled(stall_max, cx);
+            };
             flushed?;
             self.unflushed = false;
             self.stalled = None;
@@ -77,9 +78,8 @@ impl Output {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let limit = self.stall_max;
-        let timer = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+    fn poll_stalled(&mut self, stall_max: Duration, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let timer = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(stall_max)));
         ready!(timer.as_mut().poll(cx));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }

@@ -19,7 +19,7 @@ pub(crate) struct Workspace {
 /// Spare workspaces.
 #[derive(Debug)]
 pub(crate) struct Pool {
-    spares: Mutex<Vec<Workspace>>,
+    spares: Mutex<Vec<Box<Workspace>>>,
     partitions: u32,
 }
 
@@ -29,16 +29,18 @@ impl Pool {
     }
 
     /// Borrows a workspace; its batches are empty.
-    pub(crate) fn take(&self) -> Workspace {
+    pub(crate) fn take(&self) -> Box<Workspace> {
         let spare = self.spares.lock().pop();
-        spare.unwrap_or_else(|| Workspace {
-            buffer: vec![0; READ_BYTES].into_boxed_slice(),
-            batches: Batches::new(self.partitions),
+        spare.unwrap_or_else(|| {
+            Box::new(Workspace {
+                buffer: vec![0; READ_BYTES].into_boxed_slice(),
+                batches: Batches::new(self.partitions),
+            })
         })
     }
 
     /// Gives a workspace back, its batches submitted.
-    pub(crate) fn give(&self, workspace: Workspace) {
+    pub(crate) fn give(&self, workspace: Box<Workspace>) {
         let mut spares = self.spares.lock();
         if spares.len() < SPARES_MAX {
             spares.push(workspace);

@@ -5,11 +5,12 @@
 //! client's receive maximum. A message that finds no room is dropped and counted, at any QoS: a subscriber that does not
 //! read must not stop the publishers.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -20,6 +21,7 @@ use super::aliases::Aliases;
 use super::codec::{Peer, QoS};
 use super::delivery::Delivery;
 use super::keep::{Keeper, Record};
+use super::lazy::{Lazy, Unused};
 use super::signal::{DELIVER, Signal};
 use super::will::Will;
 use crate::bridge::{Outbound, Outlet};
@@ -82,32 +84,63 @@ pub(crate) struct Due {
 #[derive(Debug, Default)]
 pub(crate) struct Remains {
     /// To be taken out of the tree.
-    pub(crate) filters: HashSet<Box<str>>,
+    pub(crate) filters: Filters,
     /// Not published yet.
     pub(crate) will: Option<Will>,
     /// Messages of shared subscriptions that others may get instead.
     pub(crate) shared: Vec<Delivery>,
 }
 
+/// A session's filters.
+pub(crate) type Filters = HashSet<Box<str>, RandomState>;
+
 #[derive(Debug, Default)]
 struct State {
     link: Option<Arc<Signal>>,
-    filters: HashSet<Box<str>>,
-    queue: VecDeque<Delivery>,
-    queue_bytes: usize,
-    /// One an entry of `filters` at most.
-    retained_wanted: VecDeque<RetainedWanted>,
-    outgoing: VecDeque<Outgoing>,
+    filters: Filters,
+    traffic: Lazy<Traffic>,
     last_packet_id: u16,
-    /// Identifiers of QoS 2 messages that the client has sent and not released.
-    received: HashSet<u16>,
     expiry: Duration,
-    will: Option<Will>,
+    will: Option<Box<Will>>,
     will_due: Option<Instant>,
     expires_at: Option<Instant>,
     /// The earliest timer that the broker keeps for this session.
     timer: Option<Instant>,
     ended: bool,
+}
+
+/// What waits for the client and what is on its way, in either direction.
+#[derive(Debug, Default)]
+struct Traffic {
+    queue: VecDeque<Delivery>,
+    queue_bytes: usize,
+    /// One an entry of the filters at most.
+    retained_wanted: VecDeque<RetainedWanted>,
+    outgoing: VecDeque<Outgoing>,
+    /// Identifiers of QoS 2 messages that the client has sent and not released.
+    received: BTreeSet<u16>,
+}
+
+impl Unused for Traffic {
+    fn unused() -> &'static Self {
+        static UNUSED: Traffic = Traffic {
+            queue: VecDeque::new(),
+            queue_bytes: 0,
+            retained_wanted: VecDeque::new(),
+            outgoing: VecDeque::new(),
+            received: BTreeSet::new(),
+        };
+        &UNUSED
+    }
+}
+
+impl Traffic {
+    fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+            && self.retained_wanted.is_empty()
+            && self.outgoing.is_empty()
+            && self.received.is_empty()
+    }
 }
 
 /// A client's session.
@@ -194,25 +227,27 @@ impl Session {
         let state = &mut *self.state.lock();
         state.link = Some(link);
         state.expiry = expiry;
-        state.will = will;
+        state.will = will.map(Box::new);
         (state.will_due, state.expires_at) = (None, None);
         self.connected.store(true, Ordering::Relaxed);
         let mut released = Vec::new();
-        let mut unfinished = Vec::new();
-        for outgoing in std::mem::take(&mut state.outgoing) {
-            match outgoing.stage {
-                Stage::Sent(delivery) => {
-                    unfinished.push(Delivery { packet_id: outgoing.packet_id, ..delivery })
-                }
-                Stage::Released => {
-                    released.push(outgoing.packet_id);
-                    state.outgoing.push_back(outgoing);
+        if let Some(traffic) = state.traffic.made() {
+            let mut unfinished = Vec::new();
+            for outgoing in std::mem::take(&mut traffic.outgoing) {
+                match outgoing.stage {
+                    Stage::Sent(delivery) => {
+                        unfinished.push(Delivery { packet_id: outgoing.packet_id, ..delivery })
+                    }
+                    Stage::Released => {
+                        released.push(outgoing.packet_id);
+                        traffic.outgoing.push_back(outgoing);
+                    }
                 }
             }
-        }
-        for delivery in unfinished.into_iter().rev() {
-            state.queue_bytes += delivery.message.size();
-            state.queue.push_front(delivery);
+            for delivery in unfinished.into_iter().rev() {
+                traffic.queue_bytes += delivery.message.size();
+                traffic.queue.push_front(delivery);
+            }
         }
         self.record_attached(state);
         released
@@ -233,7 +268,7 @@ impl Session {
         self.connected.store(false, Ordering::Relaxed);
         self.detached.notify_waiters();
         for &packet_id in unproven {
-            state.received.remove(&packet_id);
+            state.traffic.received.remove(&packet_id);
             self.record(&Record::Forgotten { session: self.id, packet_id });
         }
         // A session that was to end with its connection is not kept after all: the standard forbids to ask for that.
@@ -241,17 +276,22 @@ impl Session {
             state.expiry = expiry.unwrap_or(state.expiry);
         }
         state.will.take_if(|_| !with_will);
-        state.queue.retain(|delivery| delivery.qos != QoS::AtMostOnce);
-        state.queue_bytes = state.queue.iter().map(|delivery| delivery.message.size()).sum();
+        if let Some(traffic) = state.traffic.made() {
+            traffic.queue.retain(|delivery| delivery.qos != QoS::AtMostOnce);
+            traffic.queue_bytes = traffic.queue.iter().map(|delivery| delivery.message.size()).sum();
+            if traffic.is_empty() {
+                state.traffic.give_back();
+            }
+        }
         if state.expiry.is_zero() {
-            return Some(Parting { will: state.will.take(), due: None });
+            return Some(Parting { will: state.will.take().map(|will| *will), due: None });
         }
         let expires_at = now + state.expiry;
         state.expires_at = Some(expires_at);
         let will = state.will.take_if(|will| will.delay.is_zero());
         state.will_due = state.will.as_ref().map(|will| expires_at.min(now + will.delay));
         self.record_detached(state, will.is_some().then_some(now).or(state.will_due), now);
-        Some(Parting { will, due: Some(state.will_due.unwrap_or(expires_at)) })
+        Some(Parting { will: will.map(|will| *will), due: Some(state.will_due.unwrap_or(expires_at)) })
     }
 
     /// What is to be done at `now`.
@@ -264,7 +304,11 @@ impl Session {
         let will_is_due = state.will_due.take_if(|due| *due <= now).is_some();
         let is_over = state.expires_at.is_some_and(|at| at <= now);
         let will = if will_is_due { state.will.take() } else { None };
-        Due { will, is_over, next: state.will_due.or(state.expires_at).filter(|_| !is_over) }
+        Due {
+            will: will.map(|will| *will),
+            is_over,
+            next: state.will_due.or(state.expires_at).filter(|_| !is_over),
+        }
     }
 
     /// Whether a timer at `due` is needed: not when an earlier one will ask for what is due then.
@@ -282,13 +326,15 @@ impl Session {
         let state = &mut *self.state.lock();
         let ended = std::mem::replace(state, State { ended: true, ..State::default() });
         self.record_end();
-        let sent = ended.outgoing.into_iter().filter_map(|outgoing| match outgoing.stage {
+        let traffic = ended.traffic.into_inner();
+        let sent = traffic.outgoing.into_iter().filter_map(|outgoing| match outgoing.stage {
             Stage::Sent(delivery) => Some(delivery).filter(|delivery| delivery.may_pass_on(true)),
             Stage::Released => None,
         });
         let waiting =
-            ended.queue.into_iter().filter(|delivery| delivery.may_pass_on(delivery.packet_id != 0));
-        Remains { filters: ended.filters, will: ended.will, shared: sent.chain(waiting).collect() }
+            traffic.queue.into_iter().filter(|delivery| delivery.may_pass_on(delivery.packet_id != 0));
+        let will = ended.will.map(|will| *will);
+        Remains { filters: ended.filters, will, shared: sent.chain(waiting).collect() }
     }
 
     /// Remembers a filter. `false` when that would be more than `filters_max`.
@@ -305,7 +351,9 @@ impl Session {
     pub(crate) fn remove_filter(&self, filter: &str) {
         let state = &mut *self.state.lock();
         state.filters.remove(filter);
-        state.retained_wanted.retain(|wanted| *wanted.filter != *filter);
+        if let Some(traffic) = state.traffic.made() {
+            traffic.retained_wanted.retain(|wanted| *wanted.filter != *filter);
+        }
     }
 
     /// Queues a message. QoS 0 waits for nobody who is away.
@@ -316,14 +364,14 @@ impl Session {
     /// Queues messages that belong together, if the queue has room for the first.
     pub(crate) fn enqueue_all(&self, deliveries: impl Iterator<Item = Delivery>) -> Result<(), QueueFull> {
         let state = &mut *self.state.lock();
-        let limits = self.limits();
-        if state.queue.len() >= limits.messages_max || state.queue_bytes >= limits.bytes_max {
+        let (limits, traffic) = (self.limits(), &*state.traffic);
+        if traffic.queue.len() >= limits.messages_max || traffic.queue_bytes >= limits.bytes_max {
             return Err(QueueFull);
         }
         for delivery in deliveries {
             if !state.ended && (state.link.is_some() || delivery.qos != QoS::AtMostOnce) {
-                state.queue_bytes += delivery.message.size();
-                state.queue.push_back(delivery);
+                state.traffic.queue_bytes += delivery.message.size();
+                state.traffic.queue.push_back(delivery);
             }
         }
         if let Some(link) = &state.link {
@@ -344,15 +392,15 @@ impl Session {
         let mut filled = Filled::default();
         let mut outbound = Outbound::default();
         while output.len() < output_max {
-            let Some(next) = state.queue.front() else { break };
-            if next.qos != QoS::AtMostOnce && state.outgoing.len() >= peer.window {
+            let Some(next) = state.traffic.queue.front() else { break };
+            if next.qos != QoS::AtMostOnce && state.traffic.outgoing.len() >= peer.window {
                 break;
             }
             if next.seq != 0 && !self.may_send(next, state) {
                 break;
             }
-            let Some(delivery) = state.queue.pop_front() else { break };
-            state.queue_bytes -= delivery.message.size();
+            let Some(delivery) = state.traffic.queue.pop_front() else { break };
+            state.traffic.queue_bytes -= delivery.message.size();
             if let Some(outlet) = self.outlet.get()
                 && !outlet.admit(&delivery.message, delivery.retain, &mut outbound)
             {
@@ -386,7 +434,8 @@ impl Session {
                 filled.sent_qos0 += 1;
             } else {
                 let seq = delivery.seq;
-                state.outgoing.push_back(Outgoing { packet_id, seq, stage: Stage::Sent(delivery) });
+                let sent = Outgoing { packet_id, seq, stage: Stage::Sent(delivery) };
+                state.traffic.outgoing.push_back(sent);
             }
         }
         filled
@@ -396,7 +445,7 @@ impl Session {
     pub(crate) fn finish(&self, packet_id: u16) -> bool {
         let state = &mut *self.state.lock();
         let at = state.position(packet_id);
-        let Some(finished) = at.and_then(|at| state.outgoing.remove(at)) else { return false };
+        let Some(finished) = at.and_then(|at| state.traffic.outgoing.remove(at)) else { return false };
         self.record_finished(finished.seq);
         true
     }
@@ -405,20 +454,21 @@ impl Session {
     pub(crate) fn release(&self, packet_id: u16) -> bool {
         let state = &mut *self.state.lock();
         let Some(at) = state.position(packet_id) else { return false };
-        state.outgoing[at].stage = Stage::Released;
-        self.record_released(state.outgoing[at].seq);
+        let outgoing = &mut state.traffic.outgoing[at];
+        outgoing.stage = Stage::Released;
+        self.record_released(outgoing.seq);
         true
     }
 
     /// A QoS 2 message comes in. `false` when it came before: it must not be taken again.
     pub(crate) fn receive(&self, packet_id: u16) -> bool {
-        self.state.lock().received.insert(packet_id)
+        self.state.lock().traffic.received.insert(packet_id)
     }
 
     /// PUBREL, or a message that was refused: the identifier is free again. `false` when it was not in use.
     pub(crate) fn forget_received(&self, packet_id: u16) -> bool {
         let state = &mut *self.state.lock();
-        let known = state.received.remove(&packet_id);
+        let known = state.traffic.made().is_some_and(|traffic| traffic.received.remove(&packet_id));
         if known {
             self.record(&Record::Forgotten { session: self.id, packet_id });
         }
@@ -427,14 +477,14 @@ impl Session {
 
     /// QoS 2 messages that the client has not released.
     pub(crate) fn received_count(&self) -> usize {
-        self.state.lock().received.len()
+        self.state.lock().traffic.received.len()
     }
 }
 
 impl State {
     /// Clients acknowledge in order, so that this mostly ends at the first.
     fn position(&self, packet_id: u16) -> Option<usize> {
-        self.outgoing.iter().position(|outgoing| outgoing.packet_id == packet_id)
+        self.traffic.outgoing.iter().position(|outgoing| outgoing.packet_id == packet_id)
     }
 
     /// The window is far below 65,535, so that there always is a free identifier.
@@ -443,7 +493,7 @@ impl State {
             self.last_packet_id = self.last_packet_id.checked_add(1).unwrap_or(1);
             let id = self.last_packet_id;
             if self.position(id).is_none()
-                && !self.queue.iter().take_while(|d| d.packet_id != 0).any(|d| d.packet_id == id)
+                && !self.traffic.queue.iter().take_while(|d| d.packet_id != 0).any(|d| d.packet_id == id)
             {
                 return id;
             }

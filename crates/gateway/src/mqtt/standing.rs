@@ -69,7 +69,9 @@ impl<S> Connection<S> {
                 }
             });
         }
-        self.topics.forget();
+        if let Some(intake) = self.intake.made() {
+            intake.topics.forget();
+        }
         let may = |filter: &str| admission.may_subscribe(&self.principal, filter);
         let taken = self.broker.enforce(&self.session, may);
         if taken > 0 {
@@ -98,7 +100,7 @@ impl<S> Connection<S> {
     #[inline]
     pub(super) fn charge(&mut self) {
         let Some(limits) = &self.principal.limits else { return };
-        let (messages, bytes) = (self.tally.messages, self.tally.message_bytes);
+        let (messages, bytes) = (self.intake.tally.messages, self.intake.tally.message_bytes);
         let wait =
             if messages > 0 && !self.refuses() { limits.charge(messages, bytes) } else { Duration::ZERO };
         if !wait.is_zero() {
@@ -110,8 +112,8 @@ impl<S> Connection<S> {
     /// Whether a message is to be refused since the client is over its limits. Counts it either way.
     #[inline]
     pub(super) fn is_over_limit(&mut self, payload_bytes: usize) -> bool {
-        self.tally.messages += 1;
-        self.tally.message_bytes += payload_bytes as u64;
+        self.intake.tally.messages += 1;
+        self.intake.tally.message_bytes += payload_bytes as u64;
         match &self.principal.limits {
             Some(limits) if self.refuses() => !limits.take(payload_bytes as u64).is_zero(),
             _ => false,

@@ -1,7 +1,7 @@
 //! Limits that hold before it is known who a client is: connections of one address, and connections that are opening.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,14 +19,14 @@ const BURST: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct Addresses {
     max: usize,
-    counts: Mutex<HashMap<IpAddr, usize, RandomState>>,
+    counts: Mutex<HashMap<Ipv6Addr, usize, RandomState>>,
 }
 
 /// A connection's place among those of its address.
 #[derive(Debug)]
 pub(super) struct AddressPlace {
     addresses: Arc<Addresses>,
-    key: IpAddr,
+    key: Ipv6Addr,
 }
 
 impl Addresses {
@@ -53,11 +53,11 @@ impl Addresses {
     }
 }
 
-/// Whoever has an IPv6 address has the /64 that it is in.
-fn key(address: IpAddr) -> IpAddr {
+/// Whoever has an IPv6 address has the /64 that it is in. An IPv4 address is written as one of IPv6, which takes less room.
+fn key(address: IpAddr) -> Ipv6Addr {
     match address {
-        IpAddr::V4(_) => address,
-        IpAddr::V6(address) => IpAddr::V6((address.to_bits() & !u128::from(u64::MAX)).into()),
+        IpAddr::V4(address) => address.to_ipv6_mapped(),
+        IpAddr::V6(address) => (address.to_bits() & !u128::from(u64::MAX)).into(),
     }
 }
 

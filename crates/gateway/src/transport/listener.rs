@@ -144,6 +144,8 @@ impl Listener {
     }
 
     /// Accepts until `stop`, and hands each connection to `serve` once it is open. Gives the tasks of those that still are.
+    ///
+    /// A task lives as long as its connection and has room for the future that `serve` gives, twice: keep that small.
     pub async fn run<S, F>(self, stop: CancellationToken, serve: S) -> JoinSet<()>
     where
         S: Fn(Stream, Remote) -> F + Clone + Send + 'static,
@@ -166,12 +168,14 @@ impl Listener {
                         listener.refuse(from, "busy");
                         continue;
                     };
+                    // Boxed outside of the task, so that what a handshake needs is given back after it.
+                    let opening = Box::pin(async move {
+                        let (stream, remote) = listener.open(stream, from, opening, &stop).await?;
+                        Some(serve(stream, remote))
+                    });
                     tasks.spawn(async move {
-                        // Boxed, so that what a handshake needs is given back after it.
-                        let opened = Box::pin(listener.open(stream, from, opening, &stop)).await;
-                        drop((listener, stop));
-                        if let Some((stream, remote)) = opened {
-                            serve(stream, remote).await;
+                        if let Some(serving) = opening.await {
+                            serving.await;
                         }
                     });
                 }
@@ -241,7 +245,7 @@ impl Listener {
             *address = source.unwrap_or(*address);
         }
         let place = self.transport.addresses.enter(address.ip()).map_err(|()| "address_max")?;
-        let places = Places { _address: place, _listener: listener };
+        let places = Places { address: place, listener };
         match &self.transport.tls {
             Some(tls) if self.protocol.is_tls() => {
                 let Secured { stream, certificate, leash } =

@@ -16,9 +16,16 @@ use super::limits::AddressPlace;
 #[derive(Debug)]
 pub struct Stream {
     bytes: Bytes,
+    _address: Option<AddressPlace>,
+    rare: Option<Box<Rare>>,
+}
+
+/// What few connections have.
+#[derive(Debug)]
+struct Rare {
     /// Of clients with a certificate: what ends the connection once the certificate is no longer good.
     leash: Option<Leashed>,
-    _places: Places,
+    _listener: Option<OwnedSemaphorePermit>,
 }
 
 #[derive(Debug)]
@@ -30,17 +37,29 @@ enum Bytes {
 /// What a connection counts against while it is open.
 #[derive(Debug, Default)]
 pub(super) struct Places {
-    pub(super) _address: Option<AddressPlace>,
-    pub(super) _listener: Option<OwnedSemaphorePermit>,
+    pub(super) address: Option<AddressPlace>,
+    pub(super) listener: Option<OwnedSemaphorePermit>,
 }
 
 impl Stream {
     pub(super) fn plain(stream: TcpStream, places: Places) -> Self {
-        Self { bytes: Bytes::Plain(stream), leash: None, _places: places }
+        Self::new(Bytes::Plain(stream), None, places)
     }
 
     pub(super) fn tls(stream: TlsStream<TcpStream>, leash: Option<Leashed>, places: Places) -> Self {
-        Self { bytes: Bytes::Tls(Box::new(stream)), leash, _places: places }
+        Self::new(Bytes::Tls(Box::new(stream)), leash, places)
+    }
+
+    fn new(bytes: Bytes, leash: Option<Leashed>, places: Places) -> Self {
+        let Places { address, listener } = places;
+        let is_rare = leash.is_some() || listener.is_some();
+        let rare = is_rare.then(|| Box::new(Rare { leash, _listener: listener }));
+        Self { bytes, _address: address, rare }
+    }
+
+    fn is_cut(&self, cx: &Context<'_>) -> bool {
+        let leash = self.rare.as_ref().and_then(|rare| rare.leash.as_ref());
+        leash.is_some_and(|leash| leash.is_cut(cx))
     }
 }
 
@@ -50,7 +69,7 @@ impl AsyncRead for Stream {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.leash.as_ref().is_some_and(|leash| leash.is_cut(cx)) {
+        if self.is_cut(cx) {
             let message = "the client's certificate is no longer good";
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::PermissionDenied, message)));
         }

@@ -43,22 +43,22 @@ fn released(acks: &mut Acks) -> (Vec<(u16, bool)>, Poll<Outcome>) {
 
 #[test]
 fn groups_are_released_whole_and_in_order() {
-    let mut acks = Acks::new(LIMITS);
+    let mut acks = Acks::default();
     let mut first = read(&mut acks, 2, &[(1, Some(0)), (2, Some(1)), (3, None)]);
     let mut second = read(&mut acks, 1, &[(4, Some(0))]);
     assert_eq!(acks.publishes_qos1(), 4);
-    assert!(!acks.has_room());
+    assert!(!acks.has_room(LIMITS));
     second.pop().unwrap().send(Ok(0)).unwrap();
     first.pop().unwrap().send(Ok(0)).unwrap();
     assert_eq!(released(&mut acks), (vec![], Poll::Pending));
     first.pop().unwrap().send(Ok(0)).unwrap();
     assert_eq!(released(&mut acks), (vec![(1, true), (2, true), (3, true), (4, true)], Poll::Ready(Ok(()))));
-    assert!(acks.has_room() && acks.publishes_qos1() == 0);
+    assert!(acks.has_room(LIMITS) && acks.publishes_qos1() == 0);
 }
 
 #[test]
 fn a_failed_append_fails_its_own_acknowledgements() {
-    let mut acks = Acks::new(LIMITS);
+    let mut acks = Acks::default();
     let mut ends = read(&mut acks, 2, &[(1, Some(0)), (2, Some(1))]);
     ends.pop().unwrap().send(Err(full())).unwrap();
     ends.pop().unwrap().send(Ok(0)).unwrap();
@@ -71,7 +71,7 @@ fn a_failed_append_fails_its_own_acknowledgements() {
 
 #[test]
 fn a_refusal_is_known_at_once() {
-    let mut acks = Acks::new(LIMITS);
+    let mut acks = Acks::default();
     let _ends = read(&mut acks, 1, &[(1, Some(0))]);
     acks.count_event();
     acks.append(Err(full()));
@@ -82,14 +82,14 @@ fn a_refusal_is_known_at_once() {
 
 #[test]
 fn bytes_bound_what_is_on_its_way_and_qos_2_stays_unproven() {
-    let mut acks = Acks::new(LIMITS);
+    let mut acks = Acks::default();
     acks.count_event();
     acks.owe(Owed::to(QoS::ExactlyOnce, 9, Reason::Success, Some(0)));
     acks.owe(Owed::to(QoS::ExactlyOnce, 10, Reason::Success, None));
     let (_end, pending) = Pending::new();
     acks.append(Ok(pending));
     acks.close_group(100);
-    assert!(!acks.has_room());
+    assert!(!acks.has_room(LIMITS));
     assert!(acks.owes(AckKind::Rec, 9) && !acks.owes(AckKind::Ack, 9));
     assert_eq!(acks.unproven().collect::<Vec<_>>(), [9]);
 }

@@ -26,7 +26,7 @@ impl Session {
     /// Messages that wait or are on their way.
     pub(crate) fn waiting(&self) -> usize {
         let state = self.state.lock();
-        state.queue.len() + state.outgoing.len()
+        state.traffic.queue.len() + state.traffic.outgoing.len()
     }
 
     /// The other broker knows nothing of the session: what was on its way in either direction begins anew, but for messages of
@@ -34,14 +34,14 @@ impl Session {
     pub(crate) fn begin_anew(&self) {
         let received: Vec<u16> = {
             let state = &mut *self.state.lock();
-            state.queue.iter_mut().for_each(|delivery| delivery.packet_id = 0);
-            for outgoing in std::mem::take(&mut state.outgoing) {
+            state.traffic.queue.iter_mut().for_each(|delivery| delivery.packet_id = 0);
+            for outgoing in std::mem::take(&mut state.traffic.outgoing) {
                 match outgoing.stage {
                     Stage::Released => self.record_finished(outgoing.seq),
-                    Stage::Sent(_) => state.outgoing.push_back(outgoing),
+                    Stage::Sent(_) => state.traffic.outgoing.push_back(outgoing),
                 }
             }
-            state.received.iter().copied().collect()
+            state.traffic.received.iter().copied().collect()
         };
         for packet_id in received {
             self.forget_received(packet_id);

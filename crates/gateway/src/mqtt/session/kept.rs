@@ -71,8 +71,8 @@ impl Session {
         }
         {
             let state = self.state.lock();
-            let limits = self.limits();
-            if state.queue.len() >= limits.messages_max || state.queue_bytes >= limits.bytes_max {
+            let (limits, traffic) = (self.limits(), &*state.traffic);
+            if traffic.queue.len() >= limits.messages_max || traffic.queue_bytes >= limits.bytes_max {
                 return Place::Full;
             }
         }
@@ -152,9 +152,13 @@ impl Session {
         let at_ms = now_ms();
         let until_ms =
             |due: Instant| at_ms.saturating_add(i64::try_from((due - now).as_millis()).unwrap_or(i64::MAX));
-        let queued =
-            state.queue.iter().filter(|delivery| delivery.packet_id != 0).map(|delivery| delivery.seq);
-        let sent = state.outgoing.iter().map(|outgoing| outgoing.seq).chain(queued).max();
+        let queued = state
+            .traffic
+            .queue
+            .iter()
+            .filter(|delivery| delivery.packet_id != 0)
+            .map(|delivery| delivery.seq);
+        let sent = state.traffic.outgoing.iter().map(|outgoing| outgoing.seq).chain(queued).max();
         self.record(&Record::Detached {
             session: self.id,
             at_ms,
@@ -221,28 +225,30 @@ impl Session {
         let expires_at = at(at_ms.saturating_add(expiry_ms));
         let mut state = State {
             filters: kept.filters.keys().cloned().collect(),
-            received: kept.received.keys().copied().collect(),
             expiry: Duration::from_secs(kept.expiry_s),
             will_due: will.as_ref().and(will_due_ms).map(at),
-            will,
+            will: will.map(Box::new),
             expires_at: Some(expires_at),
             ..State::default()
         };
+        if !kept.received.is_empty() {
+            state.traffic.received = kept.received.keys().copied().collect();
+        }
         for (&seq, waiting) in &kept.queue {
             let packet_id = packet_id_of(seq);
             match waiting {
                 Waiting::Released => {
-                    state.outgoing.push_back(Outgoing { packet_id, seq, stage: Stage::Released });
+                    state.traffic.outgoing.push_back(Outgoing { packet_id, seq, stage: Stage::Released });
                 }
                 Waiting::Message { message, queued } => {
                     let Some(message) = messages(message) else { continue };
                     message.charge(keeper);
-                    state.queue_bytes += message.size();
+                    state.traffic.queue_bytes += message.size();
                     let ids = queued.subscription_ids.clone();
                     let mut delivery = Delivery::new(message, queued.qos, queued.retain, ids);
                     delivery.seq = seq;
                     delivery.packet_id = if seq <= sent { packet_id } else { 0 };
-                    state.queue.push_back(delivery);
+                    state.traffic.queue.push_back(delivery);
                 }
             }
         }

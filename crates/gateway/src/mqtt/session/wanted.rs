@@ -20,28 +20,28 @@ impl Session {
     /// Has the retained messages of a filter queued, a page at a time; a scan of the same filter starts anew.
     pub(crate) fn want_retained(&self, filter: &str, wish: Wish) {
         let state = &mut *self.state.lock();
-        state.retained_wanted.retain(|wanted| *wanted.filter != *filter);
-        state.retained_wanted.push_back(RetainedWanted { filter: filter.into(), wish, after: None });
+        state.traffic.retained_wanted.retain(|wanted| *wanted.filter != *filter);
+        state.traffic.retained_wanted.push_back(RetainedWanted { filter: filter.into(), wish, after: None });
     }
 
     /// The next filter whose retained messages are wanted, once nothing else waits; `Err` when none is.
     pub(crate) fn next_retained(&self) -> Result<Option<RetainedWanted>, NothingWanted> {
         let state = &mut *self.state.lock();
-        let wanted = state.retained_wanted.front().ok_or(NothingWanted)?;
-        Ok(state.queue.is_empty().then(|| wanted.clone()))
+        let wanted = state.traffic.retained_wanted.front().ok_or(NothingWanted)?;
+        Ok(state.traffic.queue.is_empty().then(|| wanted.clone()))
     }
 
     /// Queues a page of retained messages for the filter that [`Session::next_retained`] gave; `next`: where to go on.
     pub(crate) fn enqueue_retained(&self, wanted: RetainedWanted, page: Vec<Delivery>, next: Option<String>) {
         let state = &mut *self.state.lock();
         // A SUBSCRIBE or UNSUBSCRIBE in between would have come from the same connection: there was none.
-        state.retained_wanted.pop_front();
+        state.traffic.retained_wanted.pop_front();
         if next.is_some() {
-            state.retained_wanted.push_front(RetainedWanted { after: next, ..wanted });
+            state.traffic.retained_wanted.push_front(RetainedWanted { after: next, ..wanted });
         }
         for delivery in page {
-            state.queue_bytes += delivery.message.size();
-            state.queue.push_back(delivery);
+            state.traffic.queue_bytes += delivery.message.size();
+            state.traffic.queue.push_back(delivery);
         }
     }
 }
