@@ -93,6 +93,7 @@ impl Session {
                 qos: delivery.qos,
                 retain: delivery.retain,
                 subscription_ids: delivery.subscription_ids.clone(),
+                shared: delivery.shared.clone(),
             };
             delivery.seq = seq;
             delivery.position = self.kept.keeper.append(&Record::Published {
@@ -238,7 +239,8 @@ impl Session {
                     message.charge(keeper);
                     state.queue_bytes += message.size();
                     let ids = queued.subscription_ids.clone();
-                    let mut delivery = Delivery::new(message, queued.qos, queued.retain, ids);
+                    let delivery = Delivery::new(message, queued.qos, queued.retain, ids);
+                    let mut delivery = delivery.by(queued.shared.clone());
                     delivery.seq = seq;
                     delivery.packet_id = if seq <= sent { packet_id } else { 0 };
                     state.queue.push_back(delivery);
