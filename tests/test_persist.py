@@ -323,6 +323,33 @@ def test_persist_expiry(new_server):
     watcher.disconnect()
 
 
+@pytest.mark.parametrize("ends", ["a new start", "expiry"])
+def test_persist_shared_messages_pass_on_after_a_restart(new_server, ends):
+    """What waits for a member of a group that never comes back goes to another, also over a kill."""
+    server = new_server().start()
+
+    def member(name, expiry_s=100, **options):
+        return Client(server, V5, name, clean=options.pop("clean", False), expiry_s=expiry_s, **options)
+
+    for client in (member("leaves", 100 if ends == "a new start" else 3), member("stays")):
+        client.connect()
+        client.subscribe("$share/group/jobs")
+        client.drop()
+    with connected(server) as publisher:
+        for n in range(10):
+            publisher.publish("jobs", str(n))
+    server.restart()
+    if ends == "a new start":
+        leaving = member("leaves", 0, clean=True)
+        assert not leaving.connect().session_present
+        leaving.disconnect()
+    staying = member("stays")
+    assert staying.connect().session_present
+    assert sorted(int(staying.next().payload) for _ in range(10)) == list(range(10))
+    assert staying.has_nothing()
+    staying.disconnect()
+
+
 def test_persist_queue_is_bounded(new_server):
     server = new_server(config="[gateway.mqtt]\nsession_queue_messages_max = 10\n").start()
     away = Client(server, V5, "away", clean=False, expiry_s=100)

@@ -16,6 +16,7 @@ from harness import BINARY, eventually, free_ports, raw_mqtt, run
 from harness.certificates import Authority
 from harness.paho_client import Client, connected
 
+EVENTS = "SELECT count(*) FROM raw_events"
 CONNECT = raw_mqtt.connect(version=4, client_id="by-hand")
 ACCEPTED = b"\x20\x02\x00\x00"
 
@@ -387,6 +388,31 @@ def test_the_command_line_speaks_tls(secured, device):
             assert f"{device}  state" in tail.stdout.readline()
         finally:
             tail.kill()
+
+
+def test_worlds_publish_over_tls(secured, tmp_path):
+    def simulate(log, *trust):
+        command = [BINARY, "simulate", "market", "--to", f"mqtts://localhost:{secured.mqtts}", *trust]
+        return subprocess.Popen(list(map(str, command)), stdout=log, stderr=log)
+
+    paths = [tmp_path / "stranger.log", tmp_path / "good.log"]
+    with paths[0].open("wb") as first, paths[1].open("wb") as second:
+        stranger = simulate(first, "--ca", secured.other.pem)
+        try:
+            eventually(lambda: "UnknownIssuer" in paths[0].read_text(), what="the server is not trusted")
+            good = simulate(second, "--ca", secured.ca.pem)
+            try:
+                eventually(lambda: secured.metric("catchment_gateway_connections") >= 1, what="the world is connected")
+                before = secured.server.value(EVENTS)
+                eventually(lambda: secured.server.value(EVENTS) >= before + 4, what="prices")
+                good.send_signal(signal.SIGINT)
+                assert good.wait(timeout=10) == 0
+            finally:
+                good.kill()
+        finally:
+            stranger.kill()
+    done = run("simulate", "city", "--to", "amqp://localhost")
+    assert done.returncode != 0 and "mqtts://" in done.stderr
 
 
 def test_check_says_what_is_wrong(tmp_path):

@@ -13,9 +13,12 @@ _OTHERS = """\
 The interoperability suites of Eclipse Paho (`paho.mqtt.testing`, `client_test.py` and `client_test5.py`), run against a server with
 `keep_alive_s_max = 60`, which the second expects:
 
-- 3.1.1: 9 of 10. `test_subscribe_failure` takes for granted that the server refuses the filter `test/nosubscribe`; no rule here does.
-- 5.0: 25 of 27 in a run of all, on a busy machine. `test_subscribe_failure` wants SUBACK to say 0x80 (unspecified error) for the same
-  filter; a client that may not have one is told 0x87 (not authorized), as 5.0, section 3.9.3, has it.
+- 3.1.1: 10 of 10.
+- 5.0: 26 of 27. `test_subscribe_failure` wants SUBACK to say 0x80 (unspecified error) where a client may not have the filter
+  `test/nosubscribe`, and its decoder fails on any other reason code; a client that may not have it is told 0x87 (not authorized), which is
+  the code that 5.0, section 3.9.3, has for that.
+- For `test_subscribe_failure` the suites' clients log in, as a device which a rule refuses the filter: anonymous ones are bound by none. The other
+  tests run as they are, one at a time, each against a new server.
 - `test_request_response` (5.0) publishes without waiting for the SUBACK of its second client. The two connections are served at the same
   time, so that the publish may be first (5.0, section 4.6, orders messages of one client only). Run alone it passes.
 - `client_test5.py` refuses a PUBACK, PUBREC or PUBCOMP that has a reason string (its decoder wants a remaining length of 2 to 4),

@@ -285,7 +285,7 @@ impl App {
         }
         let token = (!self.settings.loopback_only()).then(|| read_admin_token(self.folder.path()).ok());
         let credentials = token.flatten().map(|token| (ADMIN.to_owned(), token));
-        MqttTarget { host: address.ip().to_string(), port: address.port(), credentials }
+        MqttTarget { credentials, ..MqttTarget::new(address.ip().to_string(), address.port()) }
     }
 
     /// Tells where everything is, and that it is ready.

@@ -218,9 +218,12 @@ pub(crate) struct WorldArgs {
 pub(crate) struct SimulateArgs {
     /// Which world.
     pub(crate) world: WorldName,
-    /// The MQTT server: `mqtt://USER:PASSWORD@HOST:PORT`, where user, password and port may be left out.
+    /// The MQTT server: `mqtt://USER:PASSWORD@HOST:PORT` or `mqtts://…`; user, password and port may be left out.
     #[arg(long, value_name = "URL", default_value = "mqtt://127.0.0.1:1883")]
     pub(crate) to: MqttTarget,
+    /// PEM file of the CA that an mqtts:// server is verified by. Without one, those that the system trusts.
+    #[arg(long, env = "CATCHMENT_CA", value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) options: WorldArgs,
 }

@@ -17,6 +17,7 @@ mod routes;
 mod settings;
 mod table;
 mod trust;
+mod tunnel;
 mod worlds;
 
 use std::process::ExitCode;

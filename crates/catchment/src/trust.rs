@@ -48,17 +48,24 @@ impl Roots {
             .build()
     }
 
+    /// For TLS on any connection.
+    ///
+    /// # Errors
+    /// The library has none of the versions that are wanted.
+    pub(crate) fn for_tls(&self) -> Result<ClientConfig, rustls::Error> {
+        let mut store = RootCertStore::empty();
+        store.add_parsable_certificates(self.0.iter().cloned());
+        let builder =
+            ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
+        Ok(builder.with_root_certificates(store).with_no_client_auth())
+    }
+
     /// Begins TLS on a connection to `host`; the handshake comes with the first bytes.
     ///
     /// # Errors
     /// The host has no name that a certificate could have.
     pub(crate) fn secure(&self, host: &str, stream: TcpStream) -> anyhow::Result<Wire> {
-        let mut store = RootCertStore::empty();
-        store.add_parsable_certificates(self.0.iter().cloned());
-        let config = ClientConfig::builder_with_provider(provider())
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(store)
-            .with_no_client_auth();
+        let config = self.for_tls()?;
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         let name = ServerName::try_from(bare.to_owned()).with_context(|| format!("{host} is no host"))?;
         let connection = ClientConnection::new(Arc::new(config), name)?;

@@ -5,11 +5,13 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::{SimulateArgs, WorldArgs, WorldName};
+use crate::trust::Roots;
+use crate::tunnel;
 
 /// Publishes one world until Ctrl-C.
 ///
 /// # Errors
-/// The runtime cannot start.
+/// The runtime cannot start, or there is no CA to verify an `mqtts://` server by.
 pub(crate) fn simulate(args: &SimulateArgs) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let seed = args.options.seed;
@@ -21,7 +23,12 @@ pub(crate) fn simulate(args: &SimulateArgs) -> anyhow::Result<()> {
     };
     runtime.block_on(async {
         let shutdown = CancellationToken::new();
-        let running = tokio::spawn(world.run(args.to.clone(), shutdown.clone()));
+        let mut target = args.to.clone();
+        if target.tls {
+            let roots = Roots::read(args.ca.as_deref())?;
+            target.via = Some(tunnel::open(&target.host, target.port, &roots).await?);
+        }
+        let running = tokio::spawn(world.run(target, shutdown.clone()));
         println!("publishing to {}; Ctrl-C ends", args.to);
         tokio::signal::ctrl_c().await?;
         shutdown.cancel();

@@ -30,7 +30,8 @@ impl Publisher {
     pub(crate) fn start(name: &str, target: &MqttTarget) -> Self {
         // Two simulators of one world must not throw each other out, so that the name has a random part.
         let id = format!("catchment-sim-{name}-{:08x}", rand::rng().random::<u32>());
-        let mut options = MqttOptions::new(id, target.host.clone(), target.port);
+        let (host, port) = target.address();
+        let mut options = MqttOptions::new(id, host, port);
         options.set_inflight(IN_FLIGHT_MAX).set_keep_alive(Duration::from_secs(30));
         options.set_max_packet_size(PACKET_BYTES_MAX, PACKET_BYTES_MAX);
         if let Some((user, password)) = &target.credentials {

@@ -207,7 +207,7 @@ pub(super) async fn take(
     }
     match stream::take_lines(gateway, admitted, path, headers, body).await {
         Taken::Done(answer) => answer,
-        Taken::Whole(admitted, body) => take_whole(gateway, admitted, path, headers, body).await,
+        Taken::Whole(admitted, body) => take_whole(gateway, *admitted, path, headers, body).await,
     }
 }
 

@@ -67,14 +67,14 @@ pub(super) enum Taken {
     /// It was answered.
     Done(Result<Accepted, HttpError>),
     /// Its key was used for a body that was there as a whole: only as such can it be told whether it is the same.
-    Whole(Admitted, Body),
+    Whole(Box<Admitted>, Body),
 }
 
 /// How a request begins.
 enum Begun {
     Lines(Box<Stream>, Option<Coding>),
     /// See [`Taken::Whole`].
-    Whole(Admitted),
+    Whole(Box<Admitted>),
 }
 
 /// Why no further line is taken.
@@ -163,7 +163,7 @@ impl Stream {
         share.grow(STREAM_BYTES + coding.map_or(0, Coding::window_bytes))?;
         let key = match admitted.key.map(|key| (key, gateway.keys.begin_lines(key))) {
             None => None,
-            Some((_, Begin::Reused)) => return Ok(Begun::Whole(admitted)),
+            Some((_, Begin::Reused)) => return Ok(Begun::Whole(Box::new(admitted))),
             Some((key, begin)) => {
                 let known = begun(begin)?;
                 let mut hasher = Sha256::new();

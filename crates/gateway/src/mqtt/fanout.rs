@@ -53,6 +53,7 @@ impl Broker {
                     qos,
                     retain: message.retain && target.retain_as_published,
                     subscription_ids: target.subscription_ids.clone(),
+                    shared: target.shared.clone(),
                 });
             }
             staged.targets.push((target, seq));

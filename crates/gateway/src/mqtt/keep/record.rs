@@ -3,6 +3,8 @@
 //! A record is the unit that is there or not after a crash. What must hold together is therefore one record: a message with
 //! all the queues it went into, its place among the retained ones, and the identifier that its publisher used for it.
 
+use std::sync::Arc;
+
 use catchment_types::Offset;
 
 use super::wire::{Put, Take};
@@ -46,6 +48,8 @@ pub(crate) struct Queued {
     pub(crate) qos: QoS,
     pub(crate) retain: bool,
     pub(crate) subscription_ids: Vec<u32>,
+    /// The shared subscription that it came by, as a whole filter.
+    pub(crate) shared: Option<Arc<str>>,
 }
 
 /// A record, borrowed from where it is encoded or decoded. Times are milliseconds since 1970.
@@ -124,11 +128,18 @@ impl<'a> Record<'a> {
                 .u32(wish.subscription_id),
             Self::Unsubscribed { session, filter } => put.u8(8).u64(*session).bytes(filter.as_bytes()),
             Self::Published { realm, retained, origin, message, queued } => {
-                put.u8(9).bytes(realm.as_bytes()).u8((*retained).into());
+                // 15 is 9 with the shared subscriptions, which version 0.1 did not tell.
+                let tells_shared = queued.iter().any(|queued| queued.shared.is_some());
+                put.u8(if tells_shared { 15 } else { 9 }).bytes(realm.as_bytes()).u8((*retained).into());
                 put.option(*origin, |put, origin| origin.put(put));
                 put.bytes(message).u32(queued.len() as u32);
                 for queued in queued {
                     queued.put(put);
+                    if tells_shared {
+                        put.option(queued.shared.as_deref(), |put, shared| {
+                            put.bytes(shared.as_bytes());
+                        });
+                    }
                 }
                 put
             }
@@ -182,10 +193,10 @@ impl<'a> Record<'a> {
                 }
             }
             8 => Self::Unsubscribed { session: take.u64()?, filter: take.text()? },
-            9 => {
+            kind @ (9 | 15) => {
                 let (realm, retained, origin) = (take.text()?, take.bool()?, take.option(Origin::take)?);
                 let (message, count) = (take.bytes()?, take.u32()?);
-                let queued = (0..count).map(|_| Queued::take(take)).collect::<Option<_>>()?;
+                let queued = (0..count).map(|_| Queued::take(take, kind == 15)).collect::<Option<_>>()?;
                 Self::Published { realm, retained, origin, message, queued }
             }
             10 => Self::Received(Origin::take(take)?),
@@ -224,10 +235,12 @@ impl Queued {
         }
     }
 
-    fn take(take: &mut Take<'_>) -> Option<Self> {
+    fn take(take: &mut Take<'_>, tells_shared: bool) -> Option<Self> {
         let (session, seq, flags) = (take.u64()?, take.u64()?, take.u8()?);
         let count = take.u32()?;
         let subscription_ids = (0..count).map(|_| take.u32()).collect::<Option<_>>()?;
-        Some(Self { session, seq, qos: QoS::from_bits(flags & 3)?, retain: flags & 4 != 0, subscription_ids })
+        let (qos, retain) = (QoS::from_bits(flags & 3)?, flags & 4 != 0);
+        let shared = if tells_shared { take.option(Take::text)?.map(Into::into) } else { None };
+        Some(Self { session, seq, qos, retain, subscription_ids, shared })
     }
 }

@@ -26,7 +26,28 @@ fn queued(session: u64, seq: u64) -> Queued {
         qos: QoS::ExactlyOnce,
         retain: seq.is_multiple_of(2),
         subscription_ids: vec![7, 8],
+        shared: None,
     }
+}
+
+/// A record as version 0.1 wrote it, before it told shared subscriptions.
+#[test]
+fn a_record_of_the_old_format_is_read() {
+    let old = [
+        &[9, 4, 0, 0, 0][..],
+        b"main",
+        &[0, 0, 2, 0, 0, 0],
+        b"hi",
+        &[1, 0, 0, 0],
+        &[5, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0, 0b110, 2, 0, 0, 0, 7, 0, 0, 0, 8, 0, 0, 0],
+    ]
+    .concat();
+    let queued = vec![queued(5, 6)];
+    let record = Record::Published { realm: "main", retained: false, origin: None, message: b"hi", queued };
+    assert_eq!(Record::decode(&old), Some(record.clone()));
+    let mut again = Vec::new();
+    record.encode(&mut again);
+    assert_eq!(again, old);
 }
 
 fn config(segment_bytes: u64) -> JournalConfig {
@@ -97,6 +118,13 @@ fn records_come_back_as_they_were() {
             origin: Some(origin),
             message: &message,
             queued: vec![queued(1, 2), queued(3, 4)],
+        },
+        Record::Published {
+            realm: "main",
+            retained: false,
+            origin: None,
+            message: &message,
+            queued: vec![Queued { shared: Some("$share/g/+".into()), ..queued(1, 2) }, queued(3, 4)],
         },
         Record::Received(Origin { proof: None, ..origin }),
         Record::Proven { session: 1, packet_id: 2 },

@@ -94,6 +94,7 @@ impl Session {
                 qos: delivery.qos,
                 retain: delivery.retain,
                 subscription_ids: delivery.subscription_ids.clone(),
+                shared: delivery.shared.clone(),
             };
             delivery.seq = seq;
             delivery.position = self.kept.keeper.append(&Record::Published {
@@ -245,7 +246,8 @@ impl Session {
                     message.charge(keeper);
                     state.traffic.queue_bytes += message.size();
                     let ids = queued.subscription_ids.clone();
-                    let mut delivery = Delivery::new(message, queued.qos, queued.retain, ids);
+                    let delivery = Delivery::new(message, queued.qos, queued.retain, ids);
+                    let mut delivery = delivery.by(queued.shared.clone());
                     delivery.seq = seq;
                     delivery.packet_id = if seq <= sent { packet_id } else { 0 };
                     state.traffic.queue.push_back(delivery);
