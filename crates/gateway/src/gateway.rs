@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use catchment_eventlog::{EventLog, LogError};
 use catchment_types::{Event, PartitionId, Timestamp, partition_of};
+use futures::FutureExt;
+use futures::future::OptionFuture;
 use parking_lot::{Mutex, RwLock};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -195,12 +197,8 @@ impl Gateway {
     pub async fn serve(self: &Arc<Self>, listener: Listener, shutdown: CancellationToken) {
         let gateway = Arc::clone(self);
         let serve = move |stream, remote| {
-            let gateway = Arc::clone(&gateway);
-            async move {
-                if let Some(serving) = gateway.serving(stream, remote) {
-                    serving.await;
-                }
-            }
+            // Not an async block, which would keep a place for stream and remote as long as the connection lives.
+            OptionFuture::from(gateway.serving(stream, remote)).map(drop)
         };
         let mut tasks = listener.run(shutdown, serve).await;
         self.disconnect_all();
@@ -452,15 +450,9 @@ impl Gateway {
 /// A connection's place among those that exist.
 #[derive(Debug)]
 pub(crate) struct Registered {
-    gateway: Arc<Gateway>,
+    pub(crate) gateway: Arc<Gateway>,
     id: u64,
-    signal: Arc<Signal>,
-}
-
-impl Registered {
-    pub(crate) fn signal(&self) -> &Arc<Signal> {
-        &self.signal
-    }
+    pub(crate) signal: Arc<Signal>,
 }
 
 impl Drop for Registered {
