@@ -18,7 +18,7 @@ mod reading;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -39,6 +39,9 @@ pub(crate) use self::config::AdmissionConfig;
 use self::failures::FailedLogins;
 use self::jwt::{Claims, Jwt};
 pub(crate) use self::reading::PgAdmission;
+
+/// Shared by all connections that have no other name.
+static ANONYMOUS: LazyLock<Arc<str>> = LazyLock::new(|| "anonymous".into());
 
 /// Meters of devices; those that owe nothing are forgotten first.
 const METERS_MAX: usize = 1_000_000;
@@ -243,7 +246,7 @@ impl RegistryAdmission {
         }
         let Some(password) = credentials.password else {
             return match self.anonymous {
-                true => Ok(Principal::new(DEFAULT_REALM, "anonymous", Role::Admin)),
+                true => Ok(Principal::new(DEFAULT_REALM, Arc::clone(&ANONYMOUS), Role::Admin)),
                 false => Err(Denied::BadCredentials),
             };
         };

@@ -153,7 +153,7 @@ impl App {
         let engines = resolve(&settings)?;
         let folder = DataFolder::open(&settings.data)?;
         let transport_metrics = TransportMetrics::default();
-        let listeners = Listeners::bind(&settings, &transport_metrics).await?;
+        let listeners = Listeners::bind(&settings, &transport_metrics)?;
         let addresses = Addresses(listeners.addresses().into());
         let anonymous = settings.loopback_only();
 

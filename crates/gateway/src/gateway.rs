@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use catchment_eventlog::{EventLog, LogError};
 use catchment_types::{Event, PartitionId, Timestamp, partition_of};
+use futures::FutureExt;
+use futures::future::OptionFuture;
 use parking_lot::{Mutex, RwLock};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -207,12 +209,8 @@ impl Gateway {
     pub async fn serve(self: &Arc<Self>, listener: Listener, shutdown: CancellationToken) {
         let gateway = Arc::clone(self);
         let serve = move |stream, remote| {
-            let gateway = Arc::clone(&gateway);
-            async move {
-                if let Some(serving) = gateway.serving(stream, remote) {
-                    serving.await;
-                }
-            }
+            // Not an async block, which would keep a place for stream and remote as long as the connection lives.
+            OptionFuture::from(gateway.serving(stream, remote)).map(drop)
         };
         let mut tasks = listener.run(shutdown, serve).await;
         self.disconnect_all();
@@ -514,19 +512,26 @@ impl Gateway {
 /// A connection's place among those that exist.
 #[derive(Debug)]
 pub(crate) struct Registered {
-    gateway: Arc<Gateway>,
+    pub(crate) gateway: Arc<Gateway>,
     id: u64,
-    signal: Arc<Signal>,
+    pub(crate) signal: Arc<Signal>,
 }
 
+/// The id of a connection that is not among those that came to us.
+const APART: u64 = 0;
+
 impl Registered {
-    pub(crate) fn signal(&self) -> &Arc<Signal> {
-        &self.signal
+    /// For a connection that we opened: it counts for no limit, and who opened it ends it.
+    pub(crate) fn apart(gateway: &Arc<Gateway>, signal: &Arc<Signal>) -> Self {
+        Self { gateway: Arc::clone(gateway), id: APART, signal: Arc::clone(signal) }
     }
 }
 
 impl Drop for Registered {
     fn drop(&mut self) {
+        if self.id == APART {
+            return;
+        }
         self.signal.leave();
         self.gateway.connections.lock().signals.remove(&self.id);
         self.gateway.metrics.connections.dec();

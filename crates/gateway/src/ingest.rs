@@ -16,6 +16,8 @@ pub(crate) struct Batches {
     builders: Vec<EventBatchBuilder>,
     /// Partitions that have events, in order of their first.
     touched: Vec<PartitionId>,
+    /// See [`Batches::expect`].
+    bytes_max: usize,
 }
 
 impl Batches {
@@ -25,13 +27,24 @@ impl Batches {
                 .take(usize::try_from(partitions.max(1)).unwrap_or(1))
                 .collect(),
             touched: Vec::new(),
+            bytes_max: 0,
         }
+    }
+
+    /// Says how large the input is that is about to be taken in: what batches make room for stays below that, and a little more
+    /// for what is encoded beside payloads.
+    pub(crate) fn expect(&mut self, input_bytes: usize) {
+        self.bytes_max = input_bytes + input_bytes / 8;
     }
 
     /// Adds an event to a partition's batch. Gives the place of that batch among those submitted.
     #[inline]
     pub(crate) fn push(&mut self, partition: PartitionId, event: &Event<'_>) -> Result<usize, EventTooLarge> {
-        self.builders[partition as usize].push(event)?;
+        let builder = &mut self.builders[partition as usize];
+        if builder.is_empty() {
+            builder.expect(self.bytes_max);
+        }
+        builder.push(event)?;
         if let Some(place) = self.touched.iter().position(|&touched| touched == partition) {
             return Ok(place);
         }

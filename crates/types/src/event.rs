@@ -117,6 +117,8 @@ impl<'a> IntoIterator for &'a EventBatch {
 pub struct EventBatchBuilder {
     bytes: BytesMut,
     count: u32,
+    /// Size of the last batch.
+    last_bytes: usize,
 }
 
 impl EventBatchBuilder {
@@ -193,9 +195,16 @@ impl EventBatchBuilder {
         self.bytes.len()
     }
 
-    /// Takes what was written as a batch; the builder goes on empty.
+    /// Makes room for a batch of at most `bytes_max`, if the last one was as large; to be called before the first event. Growing
+    /// step by step would copy every batch once more.
+    pub fn expect(&mut self, bytes_max: usize) {
+        self.bytes.reserve(self.last_bytes.min(bytes_max));
+    }
+
+    /// Takes what was written as a batch; the builder goes on empty. The batch has its memory for itself.
     pub fn take(&mut self) -> EventBatch {
-        EventBatch { bytes: self.bytes.split().freeze(), count: std::mem::take(&mut self.count) }
+        self.last_bytes = self.bytes.len();
+        EventBatch { bytes: std::mem::take(&mut self.bytes).freeze(), count: std::mem::take(&mut self.count) }
     }
 }
 

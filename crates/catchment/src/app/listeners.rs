@@ -11,12 +11,16 @@ use axum::Router;
 use catchment_gateway::Gateway;
 use catchment_gateway::transport::{Listener, Protocol, Tls, Transport, TransportMetrics};
 use catchment_serve::pg::{PgStream, PgTls};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::http;
 use crate::settings::Settings;
+
+/// Connections that the system holds until they are accepted; it has a limit of its own (net.core.somaxconn). Where it is reached,
+/// clients that come at once in thousands wait for seconds until they try again.
+const BACKLOG: u32 = 16_384;
 
 /// Bound listeners.
 pub(super) struct Listeners {
@@ -35,7 +39,7 @@ impl Listeners {
     ///
     /// # Errors
     /// Which address cannot be had, or which file is not good.
-    pub(super) async fn bind(settings: &Settings, metrics: &TransportMetrics) -> anyhow::Result<Self> {
+    pub(super) fn bind(settings: &Settings, metrics: &TransportMetrics) -> anyhow::Result<Self> {
         let tls = match settings.tls.is_on() {
             true => Some(Tls::load(settings.tls.clone(), metrics.clone())?),
             false => None,
@@ -43,7 +47,7 @@ impl Listeners {
         let transport = Transport::new(&settings.network, tls.clone(), metrics.clone());
         let (mut addresses, mut mqtt, mut http, mut pg) = (Vec::new(), Vec::new(), Vec::new(), None);
         for config in settings.all_listeners() {
-            let socket = bind(config.protocol.name(), config.address).await?;
+            let socket = bind(config.protocol.name(), config.address)?;
             addresses.push((config.protocol, socket.local_addr()?));
             match config.protocol {
                 Protocol::Mqtt | Protocol::Mqtts => mqtt.push(transport.listener(socket, &config)?),
@@ -98,8 +102,15 @@ impl PgTls for Secure {
     }
 }
 
-async fn bind(flag: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| {
+fn bind(flag: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let listen = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // A restart does not wait for what connections of the last run leave behind.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    listen().with_context(|| {
         format!("{address} cannot be listened on; is another process there? --{flag} ADDR:PORT names another address")
     })
 }

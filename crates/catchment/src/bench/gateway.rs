@@ -32,6 +32,9 @@ const WARM_UP: Duration = Duration::from_secs(1);
 /// Connections that warm the allocator up, before memory is counted.
 const WARM_CONNECTIONS: u32 = 200;
 const SETTLE: Duration = Duration::from_secs(1);
+/// Memory that changes by less within a second is at rest; and how long to wait for that.
+const REST_BYTES: u64 = 64 << 10;
+const REST_MAX: Duration = Duration::from_secs(10);
 const CAUGHT_UP_MAX: Duration = Duration::from_secs(300);
 /// Publishers beside what is measured.
 const BESIDE_CONNECTIONS: u32 = 50;
@@ -143,10 +146,18 @@ impl Target {
         }
     }
 
-    /// What it has allocated once it has come to rest.
+    /// What it has allocated once that does not change any more.
     fn rested_bytes(&self) -> anyhow::Result<u64> {
-        std::thread::sleep(SETTLE);
-        Ok(self.spent()?.usage.allocated_bytes)
+        let started = Instant::now();
+        let mut last = u64::MAX;
+        loop {
+            std::thread::sleep(SETTLE);
+            let now = self.spent()?.usage.allocated_bytes;
+            if now.abs_diff(last) <= REST_BYTES || started.elapsed() > REST_MAX {
+                return Ok(now);
+            }
+            last = now;
+        }
     }
 
     /// Stops it in order, if it is ours.

@@ -57,6 +57,12 @@ impl Server {
             // A catchment.toml that happens to lie about does not decide what is measured.
             None => command.args(["--config", "/dev/null"]),
         };
+        // Nor do variables that are meant for another server.
+        for (name, _) in
+            std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("CATCHMENT_"))
+        {
+            command.env_remove(name);
+        }
         for (name, value) in settings {
             command.env(format!("CATCHMENT_{name}"), value);
         }

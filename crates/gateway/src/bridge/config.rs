@@ -284,7 +284,7 @@ impl BridgeConfig {
             ("reconnect_ms_min", self.reconnect_ms_min, 10, 3_600_000),
             ("reconnect_ms_max", self.reconnect_ms_max, self.reconnect_ms_min, 86_400_000),
             ("queue_messages_max", self.queue_messages_max as u64, 1, 1 << 30),
-            ("queue_bytes_max", self.queue_bytes_max as u64, 1, 1 << 40),
+            ("queue_bytes_max", self.queue_bytes_max as u64, 1, u32::MAX.into()),
             ("packet_bytes_max", self.packet_bytes_max as u64, 256, 268_435_455),
         ];
         if let Some((field, value, min, max)) =

@@ -78,7 +78,11 @@ pub(crate) async fn start(
             |id: &str| id.starts_with(BRIDGE_SESSION) && !sessions.contains(&format!("{realm}/{id}"));
         let ended = broker.end_sessions(is_over);
         if ended > 0 {
-            tracing::info!(realm, ended, "bridges are configured no more; what waited for them is dropped");
+            tracing::info!(
+                realm = &**realm,
+                ended,
+                "bridges are configured no more; what waited for them is dropped"
+            );
         }
     }
     for config in configs {
@@ -101,7 +105,7 @@ pub(crate) async fn start(
 
 fn link(config: &BridgeConfig, client_id: &str, instance: &str, metrics: &BridgeMetrics) -> FarLink {
     let metrics = Arc::new(metrics.of(&config.name));
-    let limits = QueueLimits { messages_max: config.queue_messages_max, bytes_max: config.queue_bytes_max };
+    let limits = QueueLimits::new(config.queue_messages_max, config.queue_bytes_max);
     let version = match config.version {
         BridgeVersion::V3 => Version::V3,
         BridgeVersion::V5 => Version::V5,

@@ -79,9 +79,9 @@ impl Acks {
         self.events < limits.events_max && self.bytes < limits.bytes_max
     }
 
-    /// Whether nothing is owed.
+    /// Whether nothing is owed, and no read being taken in.
     pub(crate) fn is_empty(&self) -> bool {
-        self.groups.is_empty()
+        self.groups.is_empty() && self.acks.is_empty() && self.appends.is_empty()
     }
 
     /// Publishes of QoS 1 that are not acknowledged yet.

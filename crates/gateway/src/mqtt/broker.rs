@@ -28,7 +28,7 @@ const TAKE_OVER_MAX: Duration = Duration::from_secs(8);
 /// What a new connection wants of its session.
 #[derive(Debug)]
 pub(crate) struct Attach<'a> {
-    pub(crate) client_id: &'a str,
+    pub(crate) client_id: &'a Arc<str>,
     /// See [`Session::owner`].
     pub(crate) owner: &'a str,
     pub(crate) clean_start: bool,
@@ -90,12 +90,12 @@ impl Ord for Timer {
 /// The broker of one realm.
 #[derive(Debug)]
 pub(crate) struct Broker {
-    realm: Box<str>,
+    realm: Arc<str>,
     pub(crate) subscriptions: Subscriptions,
     pub(crate) retained: Retained,
     /// The server's own figures. They count for no limit, are not kept, and nobody else can write them.
     pub(super) sys: Retained,
-    pub(super) sessions: Mutex<HashMap<Box<str>, Arc<Session>, RandomState>>,
+    pub(super) sessions: Mutex<HashMap<Arc<str>, Arc<Session>, RandomState>>,
     /// When sessions without a connection have something to do, earliest first.
     timers: Mutex<BinaryHeap<Reverse<Timer>>>,
     pub(crate) keeper: Arc<Keeper>,
@@ -124,16 +124,13 @@ impl Broker {
             sessions: Mutex::default(),
             timers: Mutex::default(),
             topic_limits: config.topic_limits(),
-            queue_limits: QueueLimits {
-                messages_max: config.session_queue_messages_max,
-                bytes_max: config.session_queue_bytes_max,
-            },
+            queue_limits: QueueLimits::new(config.session_queue_messages_max, config.session_queue_bytes_max),
             sessions_max: config.sessions_max,
             metrics,
         }
     }
 
-    pub(crate) fn realm(&self) -> &str {
+    pub(crate) fn realm(&self) -> &Arc<str> {
         &self.realm
     }
 
@@ -172,7 +169,7 @@ impl Broker {
             }
             (None, _) => {
                 let session = self.new_session(request);
-                sessions.insert(request.client_id.into(), Arc::clone(&session));
+                sessions.insert(session.shared_client_id(), Arc::clone(&session));
                 session
             }
         };

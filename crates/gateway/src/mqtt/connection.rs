@@ -21,10 +21,10 @@ use super::lazy::Lazy;
 use super::output::Output;
 use super::pool::{READ_BYTES, Workspace};
 use super::session::{NothingWanted, Session};
-use super::signal::{DELIVER, RECHECK, SHUT_DOWN, Signal, TAKEN_OVER};
+use super::signal::{DELIVER, RECHECK, SHUT_DOWN, TAKEN_OVER};
 use super::standing::Standing;
 use crate::admission::Principal;
-use crate::gateway::{Gateway, Registered};
+use crate::gateway::Registered;
 use crate::ingest::Batches;
 use crate::metrics::GatewayMetrics;
 
@@ -32,6 +32,9 @@ use crate::metrics::GatewayMetrics;
 const OUTPUT_BYTES_MAX: usize = 64 << 10;
 /// Buffers above this are given back when they are empty.
 pub(super) const KEPT_BYTES_MAX: usize = 2 << 10;
+
+/// A client that sends so few at once is mostly one that sends nothing for a while then.
+const QUIET_MESSAGES_MAX: u64 = 2;
 
 /// Why a connection ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,19 +61,21 @@ impl Close {
 /// pool; `mqtt/footprint.rs` watches over the size.
 #[derive(Debug)]
 pub(crate) struct Connection<S> {
-    pub(super) gateway: Arc<Gateway>,
+    /// With the gateway, and what the rest of it wakes this connection by.
+    pub(super) registered: Registered,
     pub(super) broker: Arc<Broker>,
     pub(super) stream: S,
-    pub(super) signal: Arc<Signal>,
     pub(super) session: Arc<Session>,
     pub(super) principal: Principal,
     pub(super) peer: Peer,
     /// The start of a packet whose rest has not come.
     pub(super) partial: Vec<u8>,
-    /// Size of that packet when it is larger than a read.
-    pub(super) large: Option<usize>,
+    /// Size of that packet when it is larger than a read, else 0.
+    pub(super) large: u32,
     pub(super) output: Output,
     pub(super) intake: Lazy<Intake>,
+    /// Many messages came with the last read: what publishing needs is needed again at once.
+    pub(super) busy: bool,
     /// Something of the current read must be recorded before its events go to the log.
     pub(super) precommit: bool,
     /// Acknowledgements of the current read wait for records.
@@ -85,12 +90,10 @@ pub(crate) struct Connection<S> {
     pub(super) deliverable: bool,
     /// Retained messages may be wanted that are not queued yet.
     pub(super) retained_wanted: bool,
-    pub(super) keep_alive: Option<KeepAlive>,
+    pub(super) keep_alive: Option<Box<KeepAlive>>,
     pub(super) standing: Standing,
     /// For a connection that we opened, as a client of another broker.
     pub(super) far: Option<Box<Far>>,
-    /// Its place among those that came to us.
-    pub(super) _registered: Option<Registered>,
 }
 
 /// Ends connections that are silent for one and a half times what they promised.
@@ -102,10 +105,11 @@ pub(super) struct KeepAlive {
 }
 
 impl KeepAlive {
-    pub(super) fn new(keep_alive_s: u16) -> Option<Self> {
+    pub(super) fn new(keep_alive_s: u16) -> Option<Box<Self>> {
         let silence_max = Duration::from_millis(u64::from(keep_alive_s) * 1500);
         let timer = || Box::pin(tokio::time::sleep(silence_max));
-        (keep_alive_s > 0).then(|| Self { silence_max, last_input: Instant::now(), timer: timer() })
+        let new = || Self { silence_max, last_input: Instant::now(), timer: timer() };
+        (keep_alive_s > 0).then(|| Box::new(new()))
     }
 
     /// Ready when the client has been silent for too long.
@@ -139,14 +143,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Serves the connection until it ends, and tells why it did. The client's acknowledgements are not settled yet.
     pub(super) async fn drive(&mut self) -> Close {
         // From here on there is somebody who could be told to go; what was changed since he was let in is known by the flag.
-        self.signal.follow(0);
-        if self.signal.is_raised(RECHECK)
+        self.registered.signal.follow(0);
+        if self.registered.signal.is_raised(RECHECK)
             && let Err(close) = self.recheck()
         {
             return close;
         }
         if !self.partial.is_empty() {
-            let workspace = self.gateway.pool.take();
+            let workspace = self.registered.gateway.pool.take();
             if let Err(close) = Box::pin(self.take_in(workspace, Input::Partial)).await {
                 return close;
             }
@@ -171,7 +175,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     fn poll_work(&mut self, cx: &mut Context<'_>) -> Result<Poll<Step>, Close> {
-        let flags = self.signal.take(cx);
+        let flags = self.registered.signal.take(cx);
         if flags & SHUT_DOWN != 0 {
             return Err(Close::told(Reason::ServerShuttingDown, "the server shuts down"));
         }
@@ -182,11 +186,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         self.deliverable |= flags & DELIVER != 0;
         if let Poll::Ready(settled) = self.poll_acks(cx) {
             settled?;
+            self.rest();
         }
         if let Some(far) = &mut self.far {
             far.poll_timers(cx, &mut self.output.bytes)?;
         }
-        let stall_max = Duration::from_secs(self.gateway.config.mqtt.write_s_max);
+        let stall_max = Duration::from_secs(self.registered.gateway.config.mqtt.write_s_max);
         loop {
             self.deliver();
             match self.output.poll_send(&mut self.stream, stall_max, cx) {
@@ -198,7 +203,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 _ => break,
             }
         }
-        self.output.report(&self.gateway.metrics);
+        self.output.report(&self.registered.gateway.metrics);
         // One page a turn: others have theirs in between.
         if self.retained_wanted && !self.deliverable {
             match self.broker.queue_retained(&self.session) {
@@ -211,7 +216,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             }
         }
         // A client that is not read now cannot be blamed for silence.
-        let mqtt = &self.gateway.config.mqtt;
+        let mqtt = &self.registered.gateway.config.mqtt;
         let inflight =
             InflightLimits { events_max: mqtt.inflight_events_max, bytes_max: mqtt.inflight_bytes_max };
         let reads = self.intake.acks.has_room(inflight)
@@ -240,7 +245,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Reads what there is. `Err` when the stream has ended or failed.
     fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Step>> {
         let ended = || io::Error::from(io::ErrorKind::UnexpectedEof);
-        if let Some(length) = self.large {
+        if self.large > 0 {
+            let length = self.large as usize;
             // Grows as the packet arrives: its announced size alone reserves nothing.
             let missing = length - self.partial.len();
             self.partial.reserve(missing.min(self.partial.len().max(READ_BYTES)));
@@ -250,15 +256,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             return Poll::Ready(if read == 0 {
                 Err(ended())
             } else {
-                Ok(Step::Input(self.gateway.pool.take(), Input::Partial))
+                Ok(Step::Input(self.registered.gateway.pool.take(), Input::Partial))
             });
         }
-        let mut workspace = self.gateway.pool.take();
+        let mut workspace = self.registered.gateway.pool.take();
         let held = self.partial.len();
         let mut buffer = ReadBuf::new(&mut workspace.buffer[held..]);
         match Pin::new(&mut self.stream).poll_read(cx, &mut buffer) {
             Poll::Pending => {
-                self.gateway.pool.give(workspace);
+                self.registered.gateway.pool.give(workspace);
                 Poll::Pending
             }
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
@@ -275,7 +281,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     fn note_input(&mut self, bytes: usize) {
-        self.gateway.metrics.received_bytes.inc_by(bytes as u64);
+        self.registered.gateway.metrics.received_bytes.inc_by(bytes as u64);
         if let Some(keep_alive) = &mut self.keep_alive {
             keep_alive.last_input = Instant::now();
         }
@@ -291,12 +297,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             Input::Buffer(length) => &workspace.buffer[..length],
             Input::Partial => &partial[..],
         };
+        workspace.batches.expect(bytes.len());
         let mut taken = 0;
         let parsed = self.take_packets(bytes, &mut taken, &mut workspace.batches);
         // What came before a fault is kept all the same.
         let submitted_bytes = workspace.batches.bytes();
         self.record_first().await?;
-        let log = &*self.gateway.log;
+        let log = &*self.registered.gateway.log;
         workspace.batches.submit(log, |submitted| self.intake.acks.append(submitted)).await;
         self.forward();
         self.charge();
@@ -306,7 +313,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             if let Some(far) = &self.far {
                 far.metrics.received.inc_by(intake.tally.messages);
             }
-            intake.tally.report(&self.gateway.metrics);
+            self.busy = intake.tally.messages > QUIET_MESSAGES_MAX;
+            intake.tally.report(&self.registered.gateway.metrics);
         }
         match input {
             Input::Partial if taken == 0 => self.partial = partial,
@@ -319,13 +327,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 }
             }
         }
-        self.gateway.pool.give(workspace);
+        self.registered.gateway.pool.give(workspace);
         parsed
     }
 
     fn take_packets(&mut self, bytes: &[u8], taken: &mut usize, batches: &mut Batches) -> Result<(), Close> {
         let received_at = Timestamp::now();
-        let configured = self.gateway.config.mqtt.packet_bytes_max;
+        let configured = self.registered.gateway.config.mqtt.packet_bytes_max;
         let packet_bytes_max = self.far.as_ref().map_or(configured, |far| far.packet_bytes_max);
         loop {
             match codec::frame(&bytes[*taken..], packet_bytes_max).map_err(Close::Fault)? {
@@ -334,7 +342,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                     *taken += frame.length;
                 }
                 Framed::Partial(length) => {
-                    self.large = length.filter(|&length| length > READ_BYTES);
+                    // A packet has less than 256 MiB (3.1.1 and 5.0, 2.2.3).
+                    let large = length.filter(|&length| length > READ_BYTES);
+                    self.large = large.and_then(|length| u32::try_from(length).ok()).unwrap_or(0);
                     return Ok(());
                 }
             }
@@ -364,7 +374,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             let filled = self.session.fill(&mut self.output.bytes, OUTPUT_BYTES_MAX, &self.peer, aliases);
             // Full: there may be more. Otherwise the queue is empty or the client's window full, and somebody will tell.
             self.deliverable = self.output.bytes.len() >= OUTPUT_BYTES_MAX;
-            let metrics = &self.gateway.metrics;
+            let metrics = &self.registered.gateway.metrics;
             metrics.delivered.inc_by(filled.sent);
             if let Some(far) = &self.far {
                 far.note_filled(&filled);
@@ -378,9 +388,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 }
 
 impl<S> Connection<S> {
+    /// Gives back what publishing needed, once nothing is owed to a client that is not busy. To find out about its topic anew
+    /// costs it less with the next message than being woken for that does.
+    fn rest(&mut self) {
+        let is_idle = |intake: &Intake| intake.acks.is_empty() && intake.topics.is_without_aliases();
+        if !self.busy && self.intake.made().is_some_and(|intake| is_idle(intake)) {
+            self.intake.give_back();
+        }
+    }
+
     /// Encodes the acknowledgements that are due. Ready once none is owed.
     pub(super) fn poll_acks(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Close>> {
-        let Self { intake, output, peer, session, gateway, received_count, far, .. } = self;
+        let Self { intake, output, peer, session, registered, received_count, far, .. } = self;
+        let gateway = &registered.gateway;
         let refuses = peer.version == Version::V5 && far.is_none();
         let Some(intake) = intake.made() else { return Poll::Ready(Ok(())) };
         let mut acknowledged = 0;
@@ -430,7 +450,7 @@ impl<S> Connection<S> {
 
 impl<S> Drop for Connection<S> {
     fn drop(&mut self) {
-        self.broker.detach(&self.session, &self.signal, false, None, &[]);
+        self.broker.detach(&self.session, &self.registered.signal, false, None, &[]);
     }
 }
 

@@ -94,12 +94,12 @@ impl<S> Connection<S> {
     }
 
     fn subscribe_to(&mut self, text: &str, options: SubscribeOptions, id: u32) -> Result<(), Reason> {
-        let filter = self.gateway.topic_limits.filter(text).ok_or(Reason::TopicFilterInvalid)?;
+        let filter = self.registered.gateway.topic_limits.filter(text).ok_or(Reason::TopicFilterInvalid)?;
         if filter.group.is_some() && options.no_local {
             return Err(Reason::SharedWithNoLocal);
         }
-        if !self.gateway.admission.may_subscribe(&self.principal, filter.filter) {
-            GatewayMetrics::count(&self.gateway.metrics.refused, "subscribe_not_authorized");
+        if !self.registered.gateway.admission.may_subscribe(&self.principal, filter.filter) {
+            GatewayMetrics::count(&self.registered.gateway.metrics.refused, "subscribe_not_authorized");
             tracing::debug!(
                 client_id = self.session.client_id(),
                 filter = text,
@@ -118,7 +118,7 @@ impl<S> Connection<S> {
             RetainHandling::IfNew => is_new,
             RetainHandling::Never => false,
         };
-        let filters_max = self.gateway.config.mqtt.subscriptions_per_client_max;
+        let filters_max = self.registered.gateway.config.mqtt.subscriptions_per_client_max;
         let added = self.broker.subscribe(&self.session, text, filter, wish, filters_max, wants_retained);
         if added { Ok(()) } else { Err(Reason::QuotaExceeded) }
     }
@@ -127,7 +127,7 @@ impl<S> Connection<S> {
         let mut codes = Vec::with_capacity(unsubscribe.filters.len());
         let mut refusal = Reason::Success;
         for &text in &unsubscribe.filters {
-            let reason = match self.gateway.topic_limits.filter(text) {
+            let reason = match self.registered.gateway.topic_limits.filter(text) {
                 None => {
                     refusal = Reason::TopicFilterInvalid;
                     refusal

@@ -134,7 +134,8 @@ impl Broker {
     pub(super) fn new_session(&self, request: &Attach<'_>) -> Arc<Session> {
         let keeper = Arc::clone(&self.keeper);
         let id = keeper.next_session();
-        let session = Session::new(id, request.client_id, self.queue_limits, keeper).owned_by(request.owner);
+        let session = Session::new(id, Arc::clone(request.client_id), self.queue_limits, keeper)
+            .owned_by(request.owner);
         if !request.expiry.is_zero() {
             session.keep(self.realm());
         }
@@ -167,7 +168,7 @@ impl Broker {
                 self.subscriptions.insert(filter, &session, wish);
             }
         }
-        self.sessions.lock().insert(kept.client_id.clone(), Arc::clone(&session));
+        self.sessions.lock().insert(session.shared_client_id(), Arc::clone(&session));
         self.schedule(&session, due.max(Instant::now()));
         let sessions = self.sessions.lock().len();
         self.metrics.sessions.set(i64::try_from(sessions).unwrap_or(i64::MAX));

@@ -28,7 +28,7 @@ use super::subscriptions::Wish;
 use super::topics::is_reserved;
 use crate::admission::{Principal, Role};
 use crate::bridge::{OneBridge, Outlet, Rules, Seen, Stamp, fingerprint};
-use crate::gateway::Gateway;
+use crate::gateway::{Gateway, Registered};
 use crate::ingest::Batches;
 use crate::marks::Mark;
 
@@ -238,7 +238,7 @@ impl<S> Connection<S> {
             far.last.push_str(topic);
         }
         let is_old = packet.retain && self.peer.version == Version::V3 && !far.flags_live;
-        let is_topic = self.gateway.topic_limits.is_topic(&far.local) && !is_reserved(&far.local);
+        let is_topic = self.registered.gateway.topic_limits.is_topic(&far.local) && !is_reserved(&far.local);
         let passed_over = match far.passes {
             None => Some("no_rule"),
             Some(false) if is_old => Some("retained"),
@@ -341,7 +341,7 @@ async fn attach(
     link: &FarLink,
     signal: &Arc<Signal>,
 ) -> Result<(Arc<Session>, Vec<u16>), &'static str> {
-    let client_id = format!("{BRIDGE_SESSION}{}", link.name);
+    let client_id: Arc<str> = format!("{BRIDGE_SESSION}{}", link.name).into();
     let attached = broker.attach(Attach {
         client_id: &client_id,
         owner: OWNER,
@@ -437,10 +437,9 @@ pub(crate) async fn serve_far<S: AsyncRead + AsyncWrite + Unpin>(
     };
     let principal = Principal::new(Arc::clone(&link.realm), format!("bridge:{}", link.name), Role::Admin);
     let mut connection = Connection {
-        gateway: Arc::clone(gateway),
+        registered: Registered::apart(gateway, &signal),
         broker: Arc::clone(&broker),
         stream,
-        signal: Arc::clone(&signal),
         received_count: session.received_count(),
         session: Arc::clone(&session),
         standing: Standing::new(&principal, None),
@@ -450,15 +449,15 @@ pub(crate) async fn serve_far<S: AsyncRead + AsyncWrite + Unpin>(
         recorded: false,
         confirm: false,
         partial: rest,
-        large: None,
+        large: 0,
         output: Output::new(output),
         intake: Lazy::default(),
+        busy: false,
         aliases: None,
         deliverable: true,
         retained_wanted: true,
         keep_alive: None,
         far: Some(Box::new(far)),
-        _registered: None,
     };
     let close = drive(&mut connection, &signal, stop).await;
     link.metrics.connected.set(0);

@@ -56,7 +56,7 @@ async fn enter<S: AsyncRead + AsyncWrite + Unpin>(
     mut remote: Remote,
     registered: Registered,
 ) -> Option<Box<Connection<S>>> {
-    let signal = Arc::clone(registered.signal());
+    let signal = Arc::clone(&registered.signal);
     let limit = Duration::from_secs(gateway.config.mqtt.connect_s_max);
     let packet_bytes_max = gateway.config.mqtt.packet_bytes_max;
     let refused = |reason| GatewayMetrics::count(&gateway.metrics.connections_refused, reason);
@@ -87,7 +87,7 @@ async fn enter<S: AsyncRead + AsyncWrite + Unpin>(
             gateway.metrics.connections_total.inc();
             let (realm, will) = (Arc::clone(&admitted.principal.realm), admitted.will.clone());
             let rest = bytes[frame.length..].to_vec();
-            let connection = admitted.connect(&gateway, stream, remote.address, registered, rest);
+            let connection = admitted.connect(stream, remote.address, registered, rest);
             // Whatever happens from here on, the connection leaves its session.
             if let Some(will) = will {
                 gateway.publish_will(&realm, &will).await;
@@ -198,7 +198,8 @@ async fn admit(
         Denied::Banned { .. } => refuse(Reason::Banned, "kept out for now"),
     })?;
     let assigned = connect.client_id.is_empty().then(assign_client_id);
-    principal.client_id = Some(assigned.as_deref().unwrap_or(connect.client_id).into());
+    let client_id: Arc<str> = assigned.as_deref().unwrap_or(connect.client_id).into();
+    principal.client_id = Some(Arc::clone(&client_id));
     if let Some(will) = &connect.will
         && !gateway.may_publish(&principal, will.topic)
     {
@@ -211,8 +212,7 @@ async fn admit(
         (0, max) => max,
         (asked, max) => asked.min(max),
     };
-    let client_id = assigned.as_deref().unwrap_or(connect.client_id);
-    let response_info = connect.response_info.then(|| response_topic(&principal, client_id)).flatten();
+    let response_info = connect.response_info.then(|| response_topic(&principal, &client_id)).flatten();
     let answer = |session_present| ConnAck {
         session_present,
         reason: Reason::Success,
@@ -234,9 +234,11 @@ async fn admit(
         return Err(refuse(Reason::PacketTooLarge, "CONNACK would be larger than the client takes"));
     }
     let broker = gateway.broker(&principal.realm);
+    // The same text for all of a realm: its principals share it.
+    principal.realm = Arc::clone(broker.realm());
     let owner = principal.owner();
     let attached = broker.attach(Attach {
-        client_id,
+        client_id: &client_id,
         owner: &owner,
         clean_start: connect.clean_start,
         expiry: Duration::from_secs(session_expiry_s.into()),
@@ -317,7 +319,6 @@ fn assign_client_id() -> String {
 impl Admitted {
     fn connect<S>(
         self,
-        gateway: &Arc<Gateway>,
         stream: S,
         remote: Option<SocketAddr>,
         registered: Registered,
@@ -328,10 +329,8 @@ impl Admitted {
         output.shrink_to_fit();
         tracing::debug!(client_id = session.client_id(), principal = &*principal.name, "connected");
         Box::new(Connection {
-            gateway: Arc::clone(gateway),
             broker,
             stream,
-            signal: Arc::clone(registered.signal()),
             received_count: session.received_count(),
             session,
             standing: Standing::new(&principal, remote),
@@ -341,15 +340,16 @@ impl Admitted {
             recorded: false,
             confirm: false,
             partial: rest,
-            large: None,
+            large: 0,
             output: Output::new(output),
             intake: Lazy::default(),
+            busy: false,
             aliases: Aliases::new(topic_alias_maximum),
             deliverable: true,
             retained_wanted: true,
             keep_alive: KeepAlive::new(keep_alive_s),
             far: None,
-            _registered: Some(registered),
+            registered,
         })
     }
 }
@@ -365,14 +365,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             Close::Fault(error) => (error.reason.name(), error.reason != Reason::ServerShuttingDown, None),
         };
         // It takes nothing more and is told nothing more.
-        self.signal.leave();
-        GatewayMetrics::count(&self.gateway.metrics.disconnects, reason);
+        self.registered.signal.leave();
+        GatewayMetrics::count(&self.registered.gateway.metrics.disconnects, reason);
         tracing::debug!(client_id = self.session.client_id(), reason, ?close, "disconnected");
         let unproven = self.settle(close).await;
-        let expiry_max = Duration::from_secs(self.gateway.config.mqtt.session_expiry_s_max.into());
+        let expiry_max = Duration::from_secs(self.registered.gateway.config.mqtt.session_expiry_s_max.into());
         let expiry = expiry_s.map(|seconds| Duration::from_secs(seconds.into()).min(expiry_max));
-        if let Some(will) = self.broker.detach(&self.session, &self.signal, with_will, expiry, &unproven) {
-            self.gateway.publish_will(&self.principal.realm, &will).await;
+        if let Some(will) =
+            self.broker.detach(&self.session, &self.registered.signal, with_will, expiry, &unproven)
+        {
+            self.registered.gateway.publish_will(&self.principal.realm, &will).await;
         }
         if matches!(close, Close::Fault(_)) {
             linger(&mut self.stream).await;

@@ -107,6 +107,11 @@ impl Tally {
 }
 
 impl TopicCache {
+    /// Whether the client has given no alias, which would have to be known for as long as it is connected.
+    pub(super) fn is_without_aliases(&self) -> bool {
+        self.aliases.is_empty()
+    }
+
     /// Forgets what was found out, so that it is found out anew.
     pub(super) fn forget(&mut self) {
         self.topic.clear();
@@ -150,7 +155,7 @@ impl<S> Connection<S> {
         let append = match self.intake.topics.verdict {
             Verdict::Refused(reason) => return self.refuse(packet, reason),
             Verdict::Unroutable => {
-                self.gateway.metrics.count_unrouted("refused", 1);
+                self.registered.gateway.metrics.count_unrouted("refused", 1);
                 return self.refuse(packet, Reason::TopicNameInvalid);
             }
             Verdict::Brokered => {
@@ -211,7 +216,7 @@ impl<S> Connection<S> {
         // A broker that is a little over it at a reconnect must not be sent away for ever; what is on its way is bounded anyhow.
         if self.peer.version == Version::V5
             && self.far.is_none()
-            && unacknowledged >= usize::from(self.gateway.config.mqtt.receive_maximum)
+            && unacknowledged >= usize::from(self.registered.gateway.config.mqtt.receive_maximum)
         {
             return Err(Close::Fault(ProtocolError {
                 reason: Reason::ReceiveMaximumExceeded,
@@ -246,11 +251,11 @@ impl<S> Connection<S> {
     /// Whether the cache was filled by the routes in force.
     #[inline]
     fn knows_routes(&self) -> bool {
-        self.intake.topics.routes_generation == self.gateway.routes.generation()
+        self.intake.topics.routes_generation == self.registered.gateway.routes.generation()
     }
 
     fn resolve_alias(&mut self, alias: u16, packet: &Publish<'_>) -> Result<(), Close> {
-        if alias == 0 || alias > self.gateway.config.mqtt.topic_aliases_max {
+        if alias == 0 || alias > self.registered.gateway.config.mqtt.topic_aliases_max {
             return Err(Close::Fault(ProtocolError {
                 reason: Reason::TopicAliasInvalid,
                 detail: "the topic alias is 0 or above the server's maximum",
@@ -280,7 +285,7 @@ impl<S> Connection<S> {
 
     /// Finds out everything about a topic. One that cannot be a topic ends the connection.
     fn look_up(&mut self, topic: &str) -> Result<(), Close> {
-        if !self.gateway.topic_limits.is_topic(topic) {
+        if !self.registered.gateway.topic_limits.is_topic(topic) {
             return Err(Close::Fault(ProtocolError {
                 reason: Reason::TopicNameInvalid,
                 detail: "the topic has a wildcard, too many levels or too many bytes",
@@ -291,17 +296,18 @@ impl<S> Connection<S> {
         cache.topic.push_str(topic);
         cache.wanted_generation = u64::MAX;
         // Before the routes themselves: a change in between is seen with the next message.
-        cache.routes_generation = self.gateway.routes.generation();
-        let routes = self.gateway.routes.current();
-        let unrouted = &self.gateway.config.unrouted;
+        cache.routes_generation = self.registered.gateway.routes.generation();
+        let routes = self.registered.gateway.routes.current();
+        let unrouted = &self.registered.gateway.config.unrouted;
         cache.tags.clear();
-        let may = |device_id| self.gateway.admission.may_publish(&self.principal, topic, device_id);
+        let may =
+            |device_id| self.registered.gateway.admission.may_publish(&self.principal, topic, device_id);
         let mut named = |device_id: &str, event_type: &str| {
             cache.device_id.clear();
             cache.device_id.push_str(device_id);
             cache.event_type.clear();
             cache.event_type.push_str(event_type);
-            self.gateway.partition(self.broker.realm(), device_id)
+            self.registered.gateway.partition(self.broker.realm(), device_id)
         };
         cache.verdict = match routes.find(topic) {
             _ if is_reserved(topic) => Verdict::Refused(Reason::NotAuthorized),
@@ -339,7 +345,7 @@ impl<S> Connection<S> {
     /// Does not take a message. 5.0 has a word for it; 3.1.1 can only acknowledge or close, and what was not taken is not
     /// acknowledged. QoS 0 is dropped and counted in both.
     pub(super) fn refuse(&mut self, packet: &Publish<'_>, reason: Reason) -> Result<(), Close> {
-        GatewayMetrics::count(&self.gateway.metrics.refused, reason.name());
+        GatewayMetrics::count(&self.registered.gateway.metrics.refused, reason.name());
         if self.far.is_some() {
             return self.refuse_far(packet, reason);
         }
@@ -391,7 +397,7 @@ impl<S> Connection<S> {
         let proof = match self.intake.topics.verdict {
             Verdict::Event(partition) if is_event => Some(Proof {
                 partition,
-                from: self.gateway.log.range(partition).end,
+                from: self.registered.gateway.log.range(partition).end,
                 received_at: received_at.as_micros(),
                 checksum: Proof::checksum(&self.intake.topics.topic, packet.payload),
             }),

@@ -19,6 +19,10 @@ pub(crate) struct Workspace {
 /// Spare workspaces.
 #[derive(Debug)]
 pub(crate) struct Pool {
+    #[expect(
+        clippy::vec_box,
+        reason = "they are handed out, and a connection's future holds a pointer, not a workspace"
+    )]
     spares: Mutex<Vec<Box<Workspace>>>,
     partitions: u32,
 }

@@ -6,7 +6,7 @@
 //! read must not stop the publishers.
 
 use std::collections::{BTreeSet, HashSet, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -26,11 +26,18 @@ use super::signal::{DELIVER, Signal};
 use super::will::Will;
 use crate::bridge::{Outbound, Outlet};
 
-/// Bounds of a session's queue.
+/// Bounds of a session's queue. In 32 bits, since every session has them; what is set above is no limit in practice.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct QueueLimits {
-    pub(crate) messages_max: usize,
-    pub(crate) bytes_max: usize,
+    pub(crate) messages_max: u32,
+    pub(crate) bytes_max: u32,
+}
+
+impl QueueLimits {
+    pub(crate) fn new(messages_max: usize, bytes_max: usize) -> Self {
+        let bits = |limit| u32::try_from(limit).unwrap_or(u32::MAX);
+        Self { messages_max: bits(messages_max), bytes_max: bits(bytes_max) }
+    }
 }
 
 /// The session's queue is full.
@@ -100,7 +107,8 @@ struct State {
     filters: Filters,
     traffic: Lazy<Traffic>,
     last_packet_id: u16,
-    expiry: Duration,
+    /// Seconds that it outlives its connection.
+    expiry_s: u32,
     will: Option<Box<Will>>,
     will_due: Option<Instant>,
     expires_at: Option<Instant>,
@@ -134,7 +142,16 @@ impl Unused for Traffic {
     }
 }
 
+/// More than 136 years is for ever.
+fn seconds(expiry: Duration) -> u32 {
+    u32::try_from(expiry.as_secs()).unwrap_or(u32::MAX)
+}
+
 impl Traffic {
+    fn is_full(&self, limits: QueueLimits) -> bool {
+        self.queue.len() >= limits.messages_max as usize || self.queue_bytes >= limits.bytes_max as usize
+    }
+
     fn is_empty(&self) -> bool {
         self.queue.is_empty()
             && self.retained_wanted.is_empty()
@@ -147,19 +164,23 @@ impl Traffic {
 #[derive(Debug)]
 pub(crate) struct Session {
     id: u64,
-    client_id: Box<str>,
+    client_id: Arc<str>,
     owner: Box<str>,
     limits: QueueLimits,
     /// For the session of a bridge.
     outlet: OnceLock<Arc<Outlet>>,
     kept: KeptFlag,
-    connected: AtomicBool,
     state: Mutex<State>,
     detached: Notify,
 }
 
 impl Session {
-    pub(crate) fn new(id: u64, client_id: &str, limits: QueueLimits, keeper: Arc<Keeper>) -> Self {
+    pub(crate) fn new(
+        id: u64,
+        client_id: impl Into<Arc<str>>,
+        limits: QueueLimits,
+        keeper: Arc<Keeper>,
+    ) -> Self {
         Self {
             id,
             client_id: client_id.into(),
@@ -167,7 +188,6 @@ impl Session {
             limits,
             outlet: OnceLock::new(),
             kept: KeptFlag::new(keeper),
-            connected: AtomicBool::new(false),
             state: Mutex::default(),
             detached: Notify::new(),
         }
@@ -198,14 +218,19 @@ impl Session {
         &self.client_id
     }
 
+    /// The same, to be held on to.
+    pub(crate) fn shared_client_id(&self) -> Arc<str> {
+        Arc::clone(&self.client_id)
+    }
+
     pub(crate) fn is_connected(&self) -> bool {
-        self.connected.load(Ordering::Relaxed)
+        self.kept.connected.load(Ordering::Relaxed)
     }
 
     /// Whether it was asked for without an expiry: it ends with its connection, and DISCONNECT may not change that
     /// (5.0, 3.14.2.2.2).
     pub(crate) fn is_transient(&self) -> bool {
-        self.state.lock().expiry.is_zero()
+        self.state.lock().expiry_s == 0
     }
 
     /// The connection that serves the session.
@@ -226,10 +251,10 @@ impl Session {
     pub(crate) fn attach(&self, link: Arc<Signal>, expiry: Duration, will: Option<Will>) -> Vec<u16> {
         let state = &mut *self.state.lock();
         state.link = Some(link);
-        state.expiry = expiry;
+        state.expiry_s = seconds(expiry);
         state.will = will.map(Box::new);
         (state.will_due, state.expires_at) = (None, None);
-        self.connected.store(true, Ordering::Relaxed);
+        self.kept.connected.store(true, Ordering::Relaxed);
         let mut released = Vec::new();
         if let Some(traffic) = state.traffic.made() {
             let mut unfinished = Vec::new();
@@ -265,15 +290,15 @@ impl Session {
     ) -> Option<Parting> {
         let state = &mut *self.state.lock();
         state.link.take_if(|current| Arc::ptr_eq(current, link))?;
-        self.connected.store(false, Ordering::Relaxed);
+        self.kept.connected.store(false, Ordering::Relaxed);
         self.detached.notify_waiters();
         for &packet_id in unproven {
             state.traffic.received.remove(&packet_id);
             self.record(&Record::Forgotten { session: self.id, packet_id });
         }
         // A session that was to end with its connection is not kept after all: the standard forbids to ask for that.
-        if !state.expiry.is_zero() {
-            state.expiry = expiry.unwrap_or(state.expiry);
+        if state.expiry_s > 0 {
+            state.expiry_s = expiry.map_or(state.expiry_s, seconds);
         }
         state.will.take_if(|_| !with_will);
         if let Some(traffic) = state.traffic.made() {
@@ -283,10 +308,10 @@ impl Session {
                 state.traffic.give_back();
             }
         }
-        if state.expiry.is_zero() {
+        if state.expiry_s == 0 {
             return Some(Parting { will: state.will.take().map(|will| *will), due: None });
         }
-        let expires_at = now + state.expiry;
+        let expires_at = now + Duration::from_secs(state.expiry_s.into());
         state.expires_at = Some(expires_at);
         let will = state.will.take_if(|will| will.delay.is_zero());
         state.will_due = state.will.as_ref().map(|will| expires_at.min(now + will.delay));
@@ -364,8 +389,7 @@ impl Session {
     /// Queues messages that belong together, if the queue has room for the first.
     pub(crate) fn enqueue_all(&self, deliveries: impl Iterator<Item = Delivery>) -> Result<(), QueueFull> {
         let state = &mut *self.state.lock();
-        let (limits, traffic) = (self.limits(), &*state.traffic);
-        if traffic.queue.len() >= limits.messages_max || traffic.queue_bytes >= limits.bytes_max {
+        if state.traffic.is_full(self.limits()) {
             return Err(QueueFull);
         }
         for delivery in deliveries {

@@ -48,10 +48,10 @@ impl<S> Connection<S> {
 
     /// Finds out whether the client may stay, and with which subscriptions. What it sends after this is decided anew.
     pub(super) fn recheck(&mut self) -> Result<(), Close> {
-        let change = self.gateway.admission_change();
-        let admission = &self.gateway.admission;
+        let change = self.registered.gateway.admission_change();
+        let admission = &self.registered.gateway.admission;
         if let Err(denied) = admission.recheck(&mut self.principal, self.standing.remote) {
-            GatewayMetrics::count(&self.gateway.metrics.admission, "withdrawn");
+            GatewayMetrics::count(&self.registered.gateway.metrics.admission, "withdrawn");
             tracing::info!(
                 remote = ?self.standing.remote,
                 client_id = self.session.client_id(),
@@ -81,7 +81,7 @@ impl<S> Connection<S> {
                 "subscriptions are no longer allowed"
             );
         }
-        self.signal.follow(change);
+        self.registered.signal.follow(change);
         Ok(())
     }
 
@@ -104,7 +104,7 @@ impl<S> Connection<S> {
         let wait =
             if messages > 0 && !self.refuses() { limits.charge(messages, bytes) } else { Duration::ZERO };
         if !wait.is_zero() {
-            GatewayMetrics::count(&self.gateway.metrics.limited, "mqtt");
+            GatewayMetrics::count(&self.registered.gateway.metrics.limited, "mqtt");
             self.standing.pause = Some(Box::pin(tokio::time::sleep(wait)));
         }
     }
@@ -121,6 +121,7 @@ impl<S> Connection<S> {
     }
 
     fn refuses(&self) -> bool {
-        self.peer.version == Version::V5 && self.gateway.config.mqtt.over_limit == OverLimit::Refuse
+        self.peer.version == Version::V5
+            && self.registered.gateway.config.mqtt.over_limit == OverLimit::Refuse
     }
 }

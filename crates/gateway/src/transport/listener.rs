@@ -2,9 +2,12 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::future::OptionFuture;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -54,6 +57,16 @@ impl Remote {
             None => std::future::pending().await,
         }
     }
+}
+
+/// A connection's task: its opening, then what serves it. No async block, which would keep a place for everything that it ever
+/// held.
+pub(crate) fn task<O, F>(opening: Pin<Box<O>>) -> impl Future<Output = ()>
+where
+    O: Future<Output = Option<F>>,
+    F: Future<Output = ()>,
+{
+    opening.map(OptionFuture::from).flatten().map(drop)
 }
 
 /// A listener that is bound.
@@ -145,7 +158,7 @@ impl Listener {
 
     /// Accepts until `stop`, and hands each connection to `serve` once it is open. Gives the tasks of those that still are.
     ///
-    /// A task lives as long as its connection and has room for the future that `serve` gives, twice: keep that small.
+    /// A task lives as long as its connection and has room for the future that `serve` gives: keep that small.
     pub async fn run<S, F>(self, stop: CancellationToken, serve: S) -> JoinSet<()>
     where
         S: Fn(Stream, Remote) -> F + Clone + Send + 'static,
@@ -168,16 +181,12 @@ impl Listener {
                         listener.refuse(from, "busy");
                         continue;
                     };
-                    // Boxed outside of the task, so that what a handshake needs is given back after it.
+                    // Boxed, so that what a handshake needs is given back after it.
                     let opening = Box::pin(async move {
                         let (stream, remote) = listener.open(stream, from, opening, &stop).await?;
                         Some(serve(stream, remote))
                     });
-                    tasks.spawn(async move {
-                        if let Some(serving) = opening.await {
-                            serving.await;
-                        }
-                    });
+                    tasks.spawn(task(opening));
                 }
                 Err(error) => {
                     if let Some(times) = listener.refusals.note() {

@@ -31,6 +31,8 @@ pub use config::{
     TlsConfig, TlsVersion,
 };
 pub use limits::Opening;
+#[cfg(test)]
+pub(crate) use listener::task;
 pub use listener::{Listener, Remote, Transport};
 pub use metrics::TransportMetrics;
 pub use network::{BadNetwork, Network};

@@ -7,10 +7,14 @@ use super::{Target, WARM_CONNECTIONS, plan};
 use crate::bench::report::MEBIBYTE;
 use crate::cli::GatewayArgs;
 
+/// Clients that come, subscribe and leave together.
+const AT_ONCE: usize = 900;
+
 pub(super) fn measure(args: &GatewayArgs, figures: &mut Figures) -> anyhow::Result<()> {
     let mut target = Target::start(args, false)?;
     let mut swarm = target.swarm(false)?;
-    let planned = |name, count| OpenPlan { clean: false, ..plan(name, count, Topics::Brokered) };
+    let planned =
+        |name, count| OpenPlan { clean: false, opening_max: AT_ONCE, ..plan(name, count, Topics::Brokered) };
     let filter = |number| format!("devices/load-{number:06}/commands/#");
     swarm.leave_sessions(&planned("warm", WARM_CONNECTIONS), |number| format!("warm/{number}"))?;
     let before = target.rested_bytes()?;

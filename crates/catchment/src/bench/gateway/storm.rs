@@ -9,8 +9,8 @@ use super::{BESIDE_CONNECTIONS, BESIDE_RATE, Target, beside, plan};
 use crate::bench::report::milliseconds;
 use crate::cli::GatewayArgs;
 
-/// Connections that may be under way.
-const UNDER_WAY_MAX: usize = 2000;
+/// Connections that may be under way: less than the system of any server holds until they are accepted.
+const UNDER_WAY_MAX: usize = 900;
 
 pub(super) fn measure(args: &GatewayArgs, figures: &mut Figures) -> anyhow::Result<()> {
     let target = Target::start(args, args.tls)?;

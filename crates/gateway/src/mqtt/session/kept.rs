@@ -16,12 +16,19 @@ use crate::mqtt::will::Will;
 pub(super) struct KeptFlag {
     keeper: Arc<Keeper>,
     kept: AtomicBool,
+    /// Whether a connection serves the session. Not about keeping it: it stands where there is room.
+    pub(super) connected: AtomicBool,
     next_seq: AtomicU64,
 }
 
 impl KeptFlag {
     pub(super) fn new(keeper: Arc<Keeper>) -> Self {
-        Self { keeper, kept: AtomicBool::new(false), next_seq: AtomicU64::new(1) }
+        Self {
+            keeper,
+            kept: AtomicBool::new(false),
+            connected: AtomicBool::new(false),
+            next_seq: AtomicU64::new(1),
+        }
     }
 }
 
@@ -71,8 +78,7 @@ impl Session {
         }
         {
             let state = self.state.lock();
-            let (limits, traffic) = (self.limits(), &*state.traffic);
-            if traffic.queue.len() >= limits.messages_max || traffic.queue_bytes >= limits.bytes_max {
+            if state.traffic.is_full(self.limits()) {
                 return Place::Full;
             }
         }
@@ -130,7 +136,7 @@ impl Session {
         if !self.is_kept() {
             return;
         }
-        if state.expiry.is_zero() {
+        if state.expiry_s == 0 {
             return self.record_end();
         }
         let mut encoded = Vec::new();
@@ -141,7 +147,7 @@ impl Session {
         self.record(&Record::Attached {
             session: self.id,
             at_ms: now_ms(),
-            expiry_s: state.expiry.as_secs(),
+            expiry_s: state.expiry_s.into(),
             will: state.will.is_some().then_some(&encoded),
         });
     }
@@ -163,7 +169,7 @@ impl Session {
         self.record(&Record::Detached {
             session: self.id,
             at_ms,
-            expiry_s: state.expiry.as_secs(),
+            expiry_s: state.expiry_s.into(),
             will_due_ms: will_due.map(until_ms),
             sent: sent.unwrap_or(0),
         });
@@ -193,7 +199,7 @@ impl Session {
         limits: QueueLimits,
         keeper: &Arc<Keeper>,
     ) -> (Self, Instant) {
-        let session = Self::new(id, &kept.client_id, limits, Arc::clone(keeper)).owned_by(&kept.owner);
+        let session = Self::new(id, &*kept.client_id, limits, Arc::clone(keeper)).owned_by(&kept.owner);
         session.kept.kept.store(true, Ordering::Relaxed);
         session.kept.next_seq.store(kept.next_seq.max(1), Ordering::Relaxed);
         let mut will = kept.will.as_deref().and_then(Will::decode);
@@ -226,7 +232,7 @@ impl Session {
         let expires_at = at(at_ms.saturating_add(expiry_ms));
         let mut state = State {
             filters: kept.filters.keys().cloned().collect(),
-            expiry: Duration::from_secs(kept.expiry_s),
+            expiry_s: u32::try_from(kept.expiry_s).unwrap_or(u32::MAX),
             will_due: will.as_ref().and(will_due_ms).map(at),
             will: will.map(Box::new),
             expires_at: Some(expires_at),
