@@ -2,13 +2,12 @@
 //! broken connection is not taken twice.
 //!
 //! Only a message marked as a duplicate, in a session that the broker has kept, is compared, and only with the last messages
-//! that earlier connections have made durable: acknowledgements go out in order and only so many messages may be without one, so that nothing older
-//! can come again. The broker cannot give an identifier to another message before it has our acknowledgement; so what we had
-//! not acknowledged yet is told for certain. Of what we had, the acknowledgement may have been lost on its way, and then
+//! that earlier connections have made durable: only so many can be on their way. The broker cannot give an identifier to
+//! another message before it has our acknowledgement; so what we had not acknowledged yet is told for certain. Of what we had, the acknowledgement may have been lost on its way, and then
 //! the fingerprint decides: two messages of the same topic and payload, under the same identifier within [`MESSAGES`] around
 //! the loss, count as one. Brokers that count identifiers up, as most do, never send such.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 
 use catchment_types::Timestamp;
 use foldhash::fast::RandomState;
@@ -20,16 +19,21 @@ pub(crate) fn fingerprint(topic: &[u8], payload: &[u8]) -> u64 {
     u64::from(length) << 32 | u64::from(checksum)
 }
 
-/// Messages that are remembered: twice what may be unacknowledged by default, since a connection may end before all of it
-/// has come again.
-const MESSAGES: usize = 2048;
+/// Messages that are remembered. Brokers hold more than one would think without an acknowledgement: mosquitto 2.0.11 was seen
+/// to have 4,000 on their way after a reconnect, with a window of 500. Far below the 65,535 after which identifiers begin anew.
+const MESSAGES: u64 = 16_384;
 
-/// The last messages, in order.
+type Map<V> = HashMap<u16, V, RandomState>;
+
+/// The last messages, at most one an identifier.
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
-    last: VecDeque<(u16, u64)>,
-    /// How many of them, from the front, are durable and of earlier connections.
-    before: usize,
+    /// Number and fingerprint of the last message of an identifier.
+    last: Map<(u64, u64)>,
+    /// Number of the next message.
+    next: u64,
+    /// Messages below this number are durable and of earlier connections.
+    before: u64,
 }
 
 impl Seen {
@@ -37,39 +41,36 @@ impl Seen {
     pub(super) fn recalled(recalled: Recalled) -> Self {
         let mut all: Vec<_> = recalled.0.into_iter().collect();
         all.sort_unstable_by_key(|(_, (_, at))| *at);
-        let oldest = all.len().saturating_sub(MESSAGES);
-        let last: VecDeque<_> = all[oldest..].iter().map(|&(id, (seen, _))| (id, seen)).collect();
-        Self { before: last.len(), last }
+        let mut seen = Self::default();
+        all.iter().for_each(|&(id, (fingerprint, _))| seen.note(id, fingerprint));
+        seen.end(true);
+        seen
     }
 
     /// Whether a message marked as a duplicate is in the log already.
     pub(crate) fn has(&self, packet_id: u16, fingerprint: u64) -> bool {
-        let at = self.last.iter().rposition(|&(id, _)| id == packet_id);
-        at.is_some_and(|at| at < self.before && self.last[at].1 == fingerprint)
+        self.last.get(&packet_id).is_some_and(|&(number, seen)| {
+            seen == fingerprint && number < self.before && self.next - number <= MESSAGES
+        })
     }
 
     /// A message is taken in.
     pub(crate) fn note(&mut self, packet_id: u16, fingerprint: u64) {
-        if self.last.len() == MESSAGES {
-            self.last.pop_front();
-            self.before = self.before.saturating_sub(1);
-        }
-        self.last.push_back((packet_id, fingerprint));
+        self.last.insert(packet_id, (self.next, fingerprint));
+        self.next += 1;
     }
 
-    /// The last message was not taken after all: it comes again.
-    pub(crate) fn unnote(&mut self) {
-        self.last.pop_back();
-        self.before = self.before.min(self.last.len());
+    /// A message was not taken after all: it comes again.
+    pub(crate) fn unnote(&mut self, packet_id: u16) {
+        self.last.remove(&packet_id);
     }
 
     /// The connection has ended; `durable`: everything that it brought is in the log. Otherwise what is sent again is taken again.
     pub(crate) fn end(&mut self, durable: bool) {
-        if durable {
-            self.before = self.last.len();
-        } else {
-            self.last.truncate(self.before);
+        if !durable {
+            self.last.retain(|_, (number, _)| *number < self.before);
         }
+        self.before = self.next;
     }
 
     /// The broker knows nothing of the session: identifiers begin anew.
@@ -80,7 +81,7 @@ impl Seen {
 
 /// What the log has of a bridge, the latest of each identifier.
 #[derive(Debug, Default)]
-pub(crate) struct Recalled(HashMap<u16, (u64, Timestamp), RandomState>);
+pub(crate) struct Recalled(Map<(u64, Timestamp)>);
 
 impl Recalled {
     /// Partitions are read one after the other, so that the time tells what came last.
@@ -108,10 +109,10 @@ mod tests {
         assert!(!seen.has(1, 10) && !seen.has(1, 11));
         // What is not durable never was.
         seen.end(false);
-        assert!(seen.has(1, 10) && !seen.has(1, 11));
+        assert!(!seen.has(1, 10) && !seen.has(1, 11));
         seen.note(3, 12);
         seen.note(4, 13);
-        seen.unnote();
+        seen.unnote(4);
         seen.end(true);
         assert!(seen.has(3, 12) && !seen.has(4, 13));
         seen.forget();
@@ -123,10 +124,9 @@ mod tests {
         let mut seen = Seen::default();
         (0..MESSAGES as u16).for_each(|id| seen.note(id, id.into()));
         seen.end(true);
-        seen.note(5000, 1);
-        assert!(!seen.has(0, 0) && seen.has(1, 1) && !seen.has(5000, 1));
-        (0..MESSAGES as u16).for_each(|id| seen.note(6000 + id, 1));
-        assert_eq!((seen.before, seen.last.len()), (0, MESSAGES));
+        assert!(seen.has(0, 0));
+        seen.note(60_000, 1);
+        assert!(!seen.has(0, 0) && seen.has(1, 1) && !seen.has(60_000, 1));
     }
 
     #[test]

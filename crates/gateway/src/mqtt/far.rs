@@ -270,7 +270,7 @@ impl<S> Connection<S> {
             far.local = local;
             // It comes again, and is to be taken then.
             if let (Err(_), QoS::AtLeastOnce, Some(seen)) = (&taken, packet.qos, &mut far.seen) {
-                seen.unnote();
+                seen.unnote(packet.packet_id);
             }
         }
         taken
