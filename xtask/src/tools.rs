@@ -20,6 +20,7 @@ const DEBIAN_TOOLS: &[(&str, &str)] = &[
     ("command -v mosquitto_pub && command -v mosquitto_sub", "mosquitto-clients"),
     ("command -v psql", "postgresql-client"),
     ("command -v curl", "curl"),
+    ("command -v faketime", "faketime"),
     ("python3 -c 'import venv, ensurepip'", "python3-venv"),
 ];
 

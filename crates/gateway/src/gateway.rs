@@ -284,6 +284,11 @@ impl Gateway {
         Arc::clone(broker)
     }
 
+    /// For each realm that somebody has been in.
+    pub(crate) fn each_broker(&self, mut each: impl FnMut(&Broker)) {
+        self.brokers.read().values().for_each(|broker| each(broker));
+    }
+
     pub(crate) fn partition(&self, realm: &str, device_id: &str) -> PartitionId {
         partition_of(realm, device_id, self.log.partitions())
     }

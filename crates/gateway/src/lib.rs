@@ -9,6 +9,8 @@
 
 mod admission;
 mod config;
+#[doc(hidden)]
+pub mod fuzzing;
 mod gateway;
 mod http;
 mod ingest;

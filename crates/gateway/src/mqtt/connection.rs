@@ -31,6 +31,10 @@ const OUTPUT_BYTES_MAX: usize = 64 << 10;
 /// Buffers above this are given back when they are empty.
 pub(super) const KEPT_BYTES_MAX: usize = 2 << 10;
 
+/// What a connection may do before others have their turn, in small packets, nodes of trees that are looked at, and
+/// subscribers that a message goes to: some hundred microseconds. Others wait no longer than that and one message takes.
+pub(crate) const TURN_WORK_MAX: usize = 2048;
+
 /// Why a connection ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Close {
@@ -69,8 +73,12 @@ pub(crate) struct Connection<S> {
     pub(super) topics: TopicCache,
     pub(super) forwards: Vec<Forward>,
     pub(super) tally: Tally,
+    /// What was done in this turn; see [`TURN_WORK_MAX`].
+    pub(super) work: usize,
     /// Something of the current read must be recorded before its events go to the log.
     pub(super) precommit: bool,
+    /// Something of the current read went to the journal.
+    pub(super) appended: bool,
     /// Acknowledgements of the current read wait for records.
     pub(super) recorded: bool,
     /// What is answered to the current read waits for records.
@@ -119,6 +127,16 @@ impl KeepAlive {
 enum Step {
     Input(Workspace, Input),
     Close(Close),
+}
+
+/// How far a turn came with its input.
+enum Turn<'a> {
+    /// To the end of what is whole.
+    Done,
+    /// To SUBSCRIBE or UNSUBSCRIBE, which comes after what is before it.
+    Filters(Packet<'a>),
+    /// There may be more, after others had theirs.
+    Over,
 }
 
 /// Where input lies.
@@ -264,17 +282,29 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             Input::Partial => &partial[..],
         };
         let mut taken = 0;
-        let parsed = self.take_packets(bytes, &mut taken, &mut workspace.batches);
-        // What came before a fault is kept all the same.
-        let submitted_bytes = workspace.batches.bytes();
-        self.record_first().await?;
-        let log = &*self.gateway.log;
-        workspace.batches.submit(log, |submitted| self.acks.append(submitted)).await;
-        self.forward();
-        self.charge();
-        self.confirm_recorded().await?;
-        self.acks.close_group(submitted_bytes);
-        self.tally.report(&self.gateway.metrics);
+        let parsed = loop {
+            let parsed = self.take_packets(bytes, &mut taken, &mut workspace.batches);
+            // What came before a fault is kept all the same.
+            let submitted_bytes = workspace.batches.bytes();
+            self.record_first().await?;
+            let log = &*self.gateway.log;
+            workspace.batches.submit(log, |submitted| self.acks.append(submitted)).await;
+            self.forward().await;
+            self.charge();
+            self.confirm_recorded().await?;
+            self.acks.close_group(submitted_bytes);
+            self.tally.report(&self.gateway.metrics);
+            match parsed {
+                Ok(Turn::Over) => self.rest_after(TURN_WORK_MAX).await,
+                Ok(Turn::Filters(packet)) => {
+                    if let Err(close) = self.take_filters(packet).await {
+                        break Err(close);
+                    }
+                }
+                Ok(Turn::Done) => break Ok(()),
+                Err(close) => break Err(close),
+            }
+        };
         match input {
             Input::Partial if taken == 0 => self.partial = partial,
             Input::Partial => self.partial = partial[taken..].to_vec(),
@@ -290,35 +320,50 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         parsed
     }
 
-    fn take_packets(&mut self, bytes: &[u8], taken: &mut usize, batches: &mut Batches) -> Result<(), Close> {
+    fn take_packets<'a>(
+        &mut self,
+        bytes: &'a [u8],
+        taken: &mut usize,
+        batches: &mut Batches,
+    ) -> Result<Turn<'a>, Close> {
         let received_at = Timestamp::now();
         loop {
+            if self.work >= TURN_WORK_MAX {
+                return Ok(Turn::Over);
+            }
             match codec::frame(&bytes[*taken..], self.gateway.config.mqtt.packet_bytes_max)
                 .map_err(Close::Fault)?
             {
                 Framed::Packet(frame) => {
-                    self.take_packet(&frame, received_at, batches)?;
+                    let filters = self.take_packet(&frame, received_at, batches)?;
                     *taken += frame.length;
+                    self.work += 1;
+                    if let Some(packet) = filters {
+                        return Ok(Turn::Filters(packet));
+                    }
                 }
                 Framed::Partial(length) => {
                     self.large = length.filter(|&length| length > READ_BYTES);
-                    return Ok(());
+                    return Ok(Turn::Done);
                 }
             }
         }
     }
 
+    /// Gives back a packet of filters: each may take as long as many others.
     #[inline]
-    fn take_packet(
+    fn take_packet<'a>(
         &mut self,
-        frame: &Frame<'_>,
+        frame: &Frame<'a>,
         received_at: Timestamp,
         batches: &mut Batches,
-    ) -> Result<(), Close> {
+    ) -> Result<Option<Packet<'a>>, Close> {
         match codec::decode(frame, self.peer.version).map_err(Close::Fault)? {
-            Packet::Publish(publish) => self.take_publish(&publish, received_at, batches),
-            packet => self.take_control(packet),
+            Packet::Publish(publish) => self.take_publish(&publish, received_at, batches)?,
+            packet @ (Packet::Subscribe(_) | Packet::Unsubscribe(_)) => return Ok(Some(packet)),
+            packet => self.take_control(packet)?,
         }
+        Ok(None)
     }
 
     /// Encodes what waits for the client, as far as there is room.
@@ -339,6 +384,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 }
 
 impl<S> Connection<S> {
+    /// Lets others have their turn, if more was done in this one than `work_max`.
+    pub(super) async fn rest_after(&mut self, work_max: usize) {
+        if self.work >= work_max {
+            self.work = 0;
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// Encodes the acknowledgements that are due. Ready once none is owed.
     pub(super) fn poll_acks(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Close>> {
         let Self { acks, output, peer, session, gateway, received_count, .. } = self;

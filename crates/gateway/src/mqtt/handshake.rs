@@ -37,19 +37,19 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
 ) {
     let signal = Arc::clone(registered.signal());
     let limit = Duration::from_secs(gateway.config.mqtt.connect_s_max);
-    let packet_bytes_max = gateway.config.mqtt.packet_bytes_max;
+    let connect_bytes_max = gateway.config.mqtt.connect_bytes_max.min(gateway.config.mqtt.packet_bytes_max);
     let read = tokio::select! {
         biased;
         () = until_shut_down(&signal) => return,
         () = remote.ended() => return GatewayMetrics::count(&gateway.metrics.connections_refused, "evicted"),
-        read = tokio::time::timeout(limit, read_packet(&mut stream, packet_bytes_max)) => read,
+        read = tokio::time::timeout(limit, read_packet(&mut stream, connect_bytes_max)) => read,
     };
     let bytes = match read {
         Ok(Ok(bytes)) => bytes,
         Ok(Err(_)) => return GatewayMetrics::count(&gateway.metrics.connections_refused, "no_connect"),
         Err(_) => return GatewayMetrics::count(&gateway.metrics.connections_refused, "connect_timeout"),
     };
-    let Ok(Framed::Packet(frame)) = codec::frame(&bytes, packet_bytes_max) else { return };
+    let Ok(Framed::Packet(frame)) = codec::frame(&bytes, connect_bytes_max) else { return };
     match admit(&gateway, &frame, &remote, &signal).await {
         Ok(admitted) => {
             remote.opening = None;
@@ -317,6 +317,7 @@ async fn run<S: AsyncRead + AsyncWrite + Unpin>(
         peer,
         precommit: false,
         recorded: false,
+        appended: false,
         confirm: false,
         partial: rest,
         large: None,
@@ -325,6 +326,7 @@ async fn run<S: AsyncRead + AsyncWrite + Unpin>(
         topics: Default::default(),
         forwards: Vec::new(),
         tally: Default::default(),
+        work: 0,
         aliases: Aliases::new(topic_alias_maximum),
         deliverable: true,
         retained_wanted: true,

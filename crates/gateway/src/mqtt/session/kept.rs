@@ -38,8 +38,8 @@ pub(crate) enum Place {
 
 /// The packet identifier of a kept message: the same after a restart.
 pub(super) fn packet_id_of(seq: u64) -> u16 {
-    // From 1 to 65,535.
-    ((seq - 1) % u64::from(u16::MAX)) as u16 + 1
+    // From 1 to 65,535; numbers begin with 1.
+    (seq.wrapping_sub(1) % u64::from(u16::MAX)) as u16 + 1
 }
 
 impl Session {
