@@ -22,6 +22,7 @@ const STRICTER: &[&str] = &[
     "a packet that only servers send",
     "AUTH without an authentication method in CONNECT",
     "the packet is larger than the server takes",
+    "the packet has more than 256 KiB of properties",
     "the server speaks MQTT 3.1.1 and 5.0 only",
 ];
 

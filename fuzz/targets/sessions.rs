@@ -19,7 +19,7 @@ use std::task::{Context, Waker};
 use arbitrary::Unstructured;
 use catchment_gateway::transport::Remote;
 use catchment_gateway::{AdmitAll, Gateway, GatewayConfig, GatewayMetrics, fuzzing};
-use client::Client;
+use client::{Client, Stage};
 use libfuzzer_sys::fuzz_target;
 use log::{FakeLog, Mode};
 
@@ -218,16 +218,18 @@ impl World {
     /// Acknowledges the oldest message, in whichever step it is.
     fn acknowledge(&mut self, slot: usize) {
         let Some(client) = &mut self.clients[slot] else { return };
-        let Some((packet_id, qos, released)) = client.incoming.pop_front() else { return };
+        let Some((packet_id, qos, stage)) = client.incoming.pop_front() else { return };
         let [high, low] = packet_id.to_be_bytes();
-        let first = match (qos, released) {
+        let first = match (qos, stage) {
             (1, _) => 0x40,
-            (_, false) => 0x50,
-            (_, true) => 0x70,
+            (_, Stage::New) => 0x50,
+            (_, Stage::Released) => 0x70,
+            // PUBREL is awaited.
+            (_, Stage::Received) => return client.incoming.push_back((packet_id, qos, stage)),
         };
         if first == 0x50 {
-            // PUBREL is awaited; the identifier stays in use, and counts for the window until then.
-            client.incoming.push_back((packet_id, qos, false));
+            // The identifier stays in use, and counts for the window.
+            client.incoming.push_back((packet_id, qos, Stage::Received));
         }
         client.send(&[first, 2, high, low]);
     }

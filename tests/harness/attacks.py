@@ -185,6 +185,8 @@ def flood(ready, port, data, count, first=b""):
     places = []
     for number in range(count):
         connection = raw.Connection(port)
+        # What waits in the network when the attacker stands still would be an attack that goes on.
+        connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 15)
         connection.open(client_id=f"flood-{os.getpid()}-{number}")
         connection.send(first)
         connection.socket.setblocking(False)

@@ -20,6 +20,17 @@ struct Sent {
     received: bool,
 }
 
+/// How far a client is with a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// It has it.
+    New,
+    /// It has sent PUBREC.
+    Received,
+    /// It has got PUBREL.
+    Released,
+}
+
 /// What the standard allows of the server, by what this client has said.
 pub struct Client {
     stream: DuplexStream,
@@ -32,8 +43,8 @@ pub struct Client {
     pub connected: bool,
     pub is_over: bool,
     sent: VecDeque<Sent>,
-    /// Identifiers of the server's messages, and whether their PUBREC was sent.
-    pub incoming: VecDeque<(u16, u8, bool)>,
+    /// Identifiers of the server's messages with their QoS, and how far the client is with them.
+    pub incoming: VecDeque<(u16, u8, Stage)>,
     aliases: HashMap<u16, String>,
     /// Identifiers of messages that were sent more than once, so that more than one PUBREC may come.
     resent: HashSet<u16>,
@@ -157,9 +168,9 @@ impl Client {
             6 => {
                 // PUBREL: also for what an earlier connection of this session has had.
                 if let Some(message) = self.incoming.iter_mut().find(|message| message.0 == packet_id) {
-                    message.2 = true;
+                    message.2 = Stage::Released;
                 } else {
-                    self.incoming.push_back((packet_id, 2, true));
+                    self.incoming.push_back((packet_id, 2, Stage::Released));
                 }
             }
             7 => self.sent.retain(|sent| sent.packet_id != packet_id),
@@ -232,8 +243,8 @@ impl Client {
             assert!(packet_id > 0);
             let known = self.incoming.iter().any(|message| message.0 == packet_id);
             assert!(!known, "identifier {packet_id} is in use, duplicate: {duplicate}");
-            self.incoming.push_back((packet_id, qos, false));
-            let unfinished = self.incoming.iter().filter(|message| !message.2).count();
+            self.incoming.push_back((packet_id, qos, Stage::New));
+            let unfinished = self.incoming.iter().filter(|message| message.2 != Stage::Released).count();
             assert!(unfinished <= self.window, "{unfinished} unacknowledged, {} may be", self.window);
         }
     }

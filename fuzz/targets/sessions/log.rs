@@ -52,13 +52,16 @@ impl FakeLog {
     pub fn settle(&self, keep: bool) {
         let state = &mut *self.0.lock();
         for (numbers, sender) in std::mem::take(&mut state.held) {
-            // Nobody may be waiting any more.
-            let _ = sender.send(if keep {
+            let outcome = if keep {
                 state.durable.extend(numbers);
                 Ok(0)
             } else {
+                // What was lost may be sent again.
+                numbers.iter().for_each(|number| *state.taken.entry(*number).or_default() -= 1);
                 Err(full())
-            });
+            };
+            // Nobody may be waiting any more.
+            let _ = sender.send(outcome);
         }
     }
 }
