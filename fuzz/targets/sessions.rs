@@ -33,7 +33,7 @@ const FILTERS: [&str; 8] =
 /// Packet identifiers of a connection.
 const IDS: u16 = 12;
 /// Times that each connection is polled after a step; more than any of them needs to come to rest.
-const ROUNDS: usize = 6;
+const ROUNDS: usize = 4;
 
 type Connection = Pin<Box<dyn Future<Output = ()>>>;
 

@@ -173,7 +173,7 @@ fn test(places: &Places, _: &Selection) -> Result<Done> {
 
 /// Targets of `fuzz/targets`, and the largest input that is made up for each, in bytes.
 const FUZZ_TARGETS: &[(&str, u32)] =
-    &[("packet", 2048), ("topics", 512), ("sessions", 1024), ("journal", 4096), ("proxy", 512)];
+    &[("packet", 2048), ("topics", 512), ("sessions", 256), ("journal", 4096), ("proxy", 512)];
 /// How long each is given beyond its kept inputs, in seconds.
 const FUZZ_S: u32 = 8;
 

@@ -230,6 +230,8 @@ impl Session {
         for (&seq, waiting) in &kept.queue {
             let packet_id = packet_id_of(seq);
             match waiting {
+                // After damage, one that is over may be left.
+                Waiting::Released if state.position(packet_id).is_some() => session.record_finished(seq),
                 Waiting::Released => {
                     state.outgoing.push_back(Outgoing { packet_id, seq, stage: Stage::Released });
                 }
