@@ -396,15 +396,19 @@ impl<S> Connection<S> {
     pub(super) fn poll_acks(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Close>> {
         let Self { acks, output, peer, session, gateway, received_count, .. } = self;
         let mut acknowledged = 0;
+        // After one that ends the connection without an answer, none that came later is answered: order holds.
+        let mut broken = false;
         let polled = acks.poll(cx, |released| match released {
             Released::Ack(owed, None) => {
-                acknowledged += u64::from(owed.append.is_some());
+                acknowledged += u64::from(owed.append.is_some() && !broken);
                 if owed.kind == AckKind::Rec && owed.reason != Reason::Success {
                     session.forget_received(owed.packet_id);
                 } else if owed.kind == AckKind::Rec && owed.append.is_some() {
                     session.proven(owed.packet_id);
                 }
-                codec::puback(&mut output.bytes, owed.kind, peer, owed.packet_id, owed.reason);
+                if !broken {
+                    codec::puback(&mut output.bytes, owed.kind, peer, owed.packet_id, owed.reason);
+                }
                 Ok(())
             }
             Released::Ack(owed, Some(error)) => {
@@ -416,6 +420,7 @@ impl<S> Connection<S> {
                     codec::puback(&mut output.bytes, owed.kind, peer, owed.packet_id, full);
                     return Ok(());
                 }
+                broken = true;
                 Err(log_fault(error))
             }
             Released::Failed(error) => {
