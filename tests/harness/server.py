@@ -71,7 +71,7 @@ def run(*arguments, stdin=None, limit_s=30, **environment):
 class Server:
     """One `catchment serve`. Its ports and its data folder stay the same over restarts."""
 
-    def __init__(self, folder, *, config="", hosts=None, flags=()):
+    def __init__(self, folder, *, config="", hosts=None, flags=(), environment=None):
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.data = self.folder / "data"
@@ -79,6 +79,7 @@ class Server:
         self.http_port, self.mqtt_port, self.pg_port = free_ports(3)
         self.hosts = hosts or {}
         self.flags = list(flags)
+        self.environment = environment or {}
         if config:
             path = self.folder / "catchment.toml"
             path.write_text(config)
@@ -96,7 +97,12 @@ class Server:
             log.write(b"---- start\n")
             log.flush()
             self.process = subprocess.Popen(
-                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=clean_environment(), cwd=self.folder
+                command,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env=clean_environment(**self.environment),
+                cwd=self.folder,
             )
         return self
 

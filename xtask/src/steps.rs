@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::arguments::Selection;
 use crate::process::{Outcome, Tally};
@@ -25,6 +25,7 @@ const STEPS: &[Step] = &[
     Step { name: "build", about: "the product builds, as users build it", run: build },
     Step { name: "clippy", about: "clippy has nothing to say", run: clippy },
     Step { name: "test", about: "unit, integration and documentation tests pass", run: test },
+    Step { name: "fuzz", about: "what meets bytes from outside stands made-up ones", run: fuzz },
     Step { name: "pytest", about: "the product does what it should, driven from outside", run: pytest },
     Step { name: "doc", about: "the documentation builds without warnings", run: doc },
     Step { name: "deny", about: "licences, sources and advisories of all dependencies", run: deny },
@@ -173,6 +174,41 @@ fn clippy(places: &Places, _: &Selection) -> Result<Done> {
 /// In the release profile, so that dependencies are built once for users, tests and benchmarks.
 fn test(places: &Places, _: &Selection) -> Result<Done> {
     counted(places, &mut cargo(places, "test --locked --release --workspace --no-fail-fast"))
+}
+
+/// Targets of `fuzz/targets`, and the largest input that is made up for each, in bytes.
+const FUZZ_TARGETS: &[(&str, u32)] =
+    &[("packet", 2048), ("topics", 512), ("sessions", 256), ("journal", 4096), ("proxy", 512)];
+/// How long each is given beyond its kept inputs, in seconds.
+const FUZZ_S: u32 = 8;
+
+/// Tries all inputs that are kept in `fuzz/corpus`, then goes on from them for a while. New ones that reach new code are
+/// left in the target folder, where the next run finds them.
+fn fuzz(places: &Places, _: &Selection) -> Result<Done> {
+    let mut build = cargo(places, "build --locked --release -p catchment-fuzz");
+    build.env("RUSTC_WORKSPACE_WRAPPER", places.root.join("fuzz/rustc-with-coverage.sh"));
+    process::run(&mut build)?;
+    let mut done = Done::good();
+    for (target, bytes_max) in FUZZ_TARGETS {
+        let found = places.target.join("fuzz").join(target);
+        std::fs::create_dir_all(&found).with_context(|| format!("cannot make {}", found.display()))?;
+        let mut run = Command::new(places.target.join("release").join(format!("fuzz_{target}")));
+        run.current_dir(&places.root).arg(&found).arg(places.root.join("fuzz/corpus").join(target));
+        run.arg(format!("-max_total_time={FUZZ_S}")).arg(format!("-max_len={bytes_max}"));
+        run.arg(format!("-artifact_prefix={}/{target}-", places.target.join("fuzz").display()));
+        run.args(["-timeout=10", "-rss_limit_mb=1024", "-verbosity=0", "-print_final_stats=1"]);
+        match process::run(&mut run) {
+            Ok(()) => done.tally.passed += 1,
+            Err(error) => {
+                println!(
+                    "{error:#}: the input is the file named above; CONTRIBUTING.md tells how to repeat it"
+                );
+                done.tally.failed += 1;
+                done.is_good = false;
+            }
+        }
+    }
+    Ok(done)
 }
 
 fn pytest(places: &Places, selection: &Selection) -> Result<Done> {

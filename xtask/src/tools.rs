@@ -22,6 +22,7 @@ const DEBIAN_TOOLS: &[(&str, &str)] = &[
     ("command -v mosquitto || test -x /usr/sbin/mosquitto", "mosquitto"),
     ("command -v psql", "postgresql-client"),
     ("command -v curl", "curl"),
+    ("command -v faketime", "faketime"),
     ("python3 -c 'import venv, ensurepip'", "python3-venv"),
 ];
 

@@ -71,6 +71,8 @@ pub struct MqttConfig {
     pub session_expiry_s_max: u32,
     /// Largest packet, in bytes, with its header.
     pub packet_bytes_max: usize,
+    /// Largest CONNECT, in bytes: who sends it is not known yet.
+    pub connect_bytes_max: usize,
     /// Longest client id, in bytes.
     pub client_id_bytes_max: usize,
     /// Longest topic or filter, in bytes.
@@ -93,6 +95,8 @@ pub struct MqttConfig {
     pub inflight_bytes_max: usize,
     /// Filters of one client.
     pub subscriptions_per_client_max: usize,
+    /// Bytes that the subscriptions of a realm may take together.
+    pub subscriptions_bytes_max: usize,
     /// Whether a client gets a message once for each of its filters that match, instead of once with the identifiers of all
     /// of them. The standard allows both (5.0, 3.3.4); some clients expect the one or the other.
     pub overlapping_copies: bool,
@@ -112,7 +116,7 @@ pub struct MqttConfig {
     pub journal_queue_bytes_max: usize,
     /// Retained messages.
     pub retained_messages_max: usize,
-    /// Bytes of these messages.
+    /// Bytes that these messages and their topics take.
     pub retained_bytes_max: usize,
 }
 
@@ -174,6 +178,7 @@ impl Default for MqttConfig {
             keep_alive_s_max: 0,
             session_expiry_s_max: 86_400,
             packet_bytes_max: 1 << 20,
+            connect_bytes_max: 128 << 10,
             client_id_bytes_max: 256,
             topic_bytes_max: 1024,
             topic_levels_max: 32,
@@ -185,6 +190,7 @@ impl Default for MqttConfig {
             inflight_events_max: 8192,
             inflight_bytes_max: 4 << 20,
             subscriptions_per_client_max: 1000,
+            subscriptions_bytes_max: 64 << 20,
             overlapping_copies: false,
             outgoing_messages_max: 128,
             session_queue_messages_max: 1000,
@@ -192,7 +198,7 @@ impl Default for MqttConfig {
             over_limit: OverLimit::default(),
             kept_bytes_max: 128 << 20,
             journal_segment_bytes: 16 << 20,
-            journal_queue_bytes_max: 8 << 20,
+            journal_queue_bytes_max: 2 << 20,
             retained_messages_max: 100_000,
             retained_bytes_max: 64 << 20,
         }
@@ -256,6 +262,7 @@ impl GatewayConfig {
             ("mqtt.sessions_max", mqtt.sessions_max as u64, 1, 100_000_000),
             ("mqtt.connect_s_max", mqtt.connect_s_max, 1, 3600),
             ("mqtt.packet_bytes_max", mqtt.packet_bytes_max as u64, 256, 256 * MIB),
+            ("mqtt.connect_bytes_max", mqtt.connect_bytes_max as u64, 256, 1 << 20),
             ("mqtt.client_id_bytes_max", mqtt.client_id_bytes_max as u64, 23, 65_535),
             ("mqtt.topic_bytes_max", mqtt.topic_bytes_max as u64, 16, 65_535),
             ("mqtt.topic_levels_max", mqtt.topic_levels_max as u64, 3, 128),

@@ -349,6 +349,11 @@ impl Gateway {
         self.brokers.read().values().cloned().collect()
     }
 
+    /// For each realm that somebody has been in.
+    pub(crate) fn each_broker(&self, mut each: impl FnMut(&Broker)) {
+        self.brokers.read().values().for_each(|broker| each(broker));
+    }
+
     pub(crate) fn partition(&self, realm: &str, device_id: &str) -> PartitionId {
         partition_of(realm, device_id, self.log.partitions())
     }

@@ -10,6 +10,8 @@
 mod admission;
 pub mod bridge;
 mod config;
+#[doc(hidden)]
+pub mod fuzzing;
 mod gateway;
 mod http;
 mod ingest;

@@ -21,6 +21,7 @@ pub struct GatewayMetrics {
     pub(crate) disconnects: Family<Label, Counter>,
     pub(crate) sessions: Gauge,
     pub(crate) subscriptions: Gauge,
+    pub(crate) subscriptions_refused: Counter,
     pub(crate) received_bytes: Counter,
     pub(crate) sent_bytes: Counter,
     pub(crate) received_messages: Counter,
@@ -52,13 +53,22 @@ impl GatewayMetrics {
             ("sessions", "MQTT sessions kept, connected or not", &self.sessions),
             ("subscriptions", "MQTT subscriptions", &self.subscriptions),
             ("retained_messages", "Retained MQTT messages", &self.retained_messages),
-            ("retained_bytes", "Bytes of retained MQTT messages", &self.retained_bytes),
+            (
+                "retained_bytes",
+                "Bytes that retained MQTT messages and their topics take",
+                &self.retained_bytes,
+            ),
             ("kept_waiting_bytes", "Bytes of messages that wait for kept sessions", &self.kept_waiting_bytes),
             ("journal_stuck", "1 while there is no room on disk to keep sessions", &self.kept_stuck),
             ("journal_disk_bytes", "Bytes of the session journal's closed files", &self.kept.disk_bytes),
         ];
         let counters = [
             ("connections_accepted", "MQTT connections that were let in", &self.connections_total),
+            (
+                "subscriptions_refused",
+                "MQTT subscriptions for which there was no room, of the client or of all",
+                &self.subscriptions_refused,
+            ),
             ("received_bytes", "Bytes that MQTT connections have sent us", &self.received_bytes),
             ("sent_bytes", "Bytes sent on MQTT connections", &self.sent_bytes),
             ("received_messages", "MQTT messages that clients have published", &self.received_messages),

@@ -6,13 +6,14 @@
 //! | 1/16 | recent events, for readers near the log's end | `log.cache_bytes_max`, for each partition |
 //! | 1/16 | bodies of HTTP requests | `gateway.http.buffered_bytes_max` |
 //! | 1/32 | retained MQTT messages | `gateway.mqtt.retained_bytes_max` |
+//! | 1/32 | MQTT subscriptions | `gateway.mqtt.subscriptions_bytes_max` |
 //! | 3/32 | rows that are enough for a flush (part of the next)  | `history.flush_bytes` |
 //! | 1/4 | rows that are not in files yet; above it, the log is read no further | (follows the budget) |
 //! | 1/4 | latest values and open minutes of all devices | (follows the budget) |
 //! | 1/4 | queries | `serve.sql.memory_bytes` |
 //!
 //! A share is the default of its setting: what is set by hand stays as it is. Connections' own buffers, metadata of files
-//! and the program itself live in the rest.
+//! and the program itself live in what the parts leave of theirs.
 
 use super::Settings;
 
@@ -30,6 +31,7 @@ pub(super) fn shares(total: u64, partitions: u32) -> Vec<(&'static str, u64)> {
         // Never less than one request of the largest size.
         ("gateway.http.buffered_bytes_max", (total / 16).max(40 << 20)),
         ("gateway.mqtt.retained_bytes_max", total / 32),
+        ("gateway.mqtt.subscriptions_bytes_max", total / 32),
         ("history.flush_bytes", total / 32 * 3),
         ("serve.sql.memory_bytes", total / 4),
     ]

@@ -26,12 +26,14 @@ use crate::gateway::Gateway;
 use crate::ingest::is_kept;
 use crate::marks::{self, Mark};
 use crate::metrics::GatewayMetrics;
-use crate::mqtt::{Message, PublishProperties, QoS, SERVER};
+use crate::mqtt::{Message, PublishProperties, QoS, SERVER, TURN_WORK_MAX};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// Tells that events were there already.
 const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 const KEY_BYTES_MAX: usize = 255;
+/// A body above this takes longer than other tasks should wait.
+const ASIDE_BYTES: usize = 64 << 10;
 
 /// What a request is told that was taken.
 #[derive(Debug, Default, Serialize, ToSchema)]
@@ -241,7 +243,8 @@ async fn take_whole(
         target.skip = begun(gateway.keys.begin(key, body))?;
         under_way = Some(UnderWay { gateway: Arc::clone(gateway), key, added: 0 });
     }
-    let Events { mut batch, payload_bytes, report } = events::split(&target, content_type, body.bytes())?;
+    let Events { mut batch, payload_bytes, report } =
+        aside(body.bytes().len(), || events::split(&target, content_type, body.bytes()))?;
     let Report { seen, replayed, refused, errors } = report;
     if let Some(limits) = &principal.limits {
         limits.charge(u64::from(batch.len()) + refused, payload_bytes);
@@ -255,7 +258,7 @@ async fn take_whole(
     let accepted = Accepted { accepted: seen, refused, errors, replayed, brokered: 0 };
     if names.is_none() {
         gateway.metrics.count_unrouted("brokered", added);
-        broker(gateway, &principal.realm, topic, content_type, &batch.take());
+        broker(gateway, &principal.realm, topic, content_type, &batch.take()).await;
         return Ok(Accepted { accepted: 0, brokered: added, ..accepted });
     }
     if added > 0 {
@@ -271,7 +274,7 @@ async fn take_whole(
             if let Some(under_way) = &mut under_way {
                 under_way.added = added;
             }
-            broker(&owner, &realm, &topic, &content_type, &batch);
+            broker(&owner, &realm, &topic, &content_type, &batch).await;
             Ok(())
         });
         let limit = Duration::from_secs(gateway.config.http.durable_s_max);
@@ -323,18 +326,41 @@ pub(super) fn begun<T>(begin: Begin<T>) -> Result<T, HttpError> {
     }
 }
 
-/// Shows events to those who subscribed to their topic.
-pub(super) fn broker(gateway: &Gateway, realm: &str, topic: &str, content_type: &str, batch: &EventBatch) {
+/// Does what takes long for a large body, while another thread goes on with the tasks of this one.
+fn aside<T>(body_bytes: usize, work: impl FnOnce() -> T) -> T {
+    let flavor = tokio::runtime::Handle::current().runtime_flavor();
+    if body_bytes > ASIDE_BYTES && flavor == tokio::runtime::RuntimeFlavor::MultiThread {
+        tokio::task::block_in_place(work)
+    } else {
+        work()
+    }
+}
+
+/// Shows events to those who subscribed to their topic. Others have their turn in between: there may be many of both.
+pub(super) async fn broker(
+    gateway: &Gateway,
+    realm: &str,
+    topic: &str,
+    content_type: &str,
+    batch: &EventBatch,
+) {
     let broker = gateway.broker(realm);
-    if !broker.subscriptions.is_wanted(topic) {
+    if !broker.subscriptions.is_wanted(topic).0 {
         return;
     }
     let raw = PublishProperties::encode_content_type(content_type);
     let properties = PublishProperties { raw: &raw, ..PublishProperties::default() };
+    let mut work = 0;
     for event in batch {
         let message = Message::new(topic, &properties, event.payload, QoS::AtLeastOnce, false, SERVER);
-        broker.publish(&Arc::new(message));
+        work += broker.publish(&Arc::new(message));
+        if work >= TURN_WORK_MAX {
+            work = 0;
+            tokio::task::yield_now().await;
+            broker.room().await;
+        }
     }
+    broker.room().await;
 }
 
 pub(super) fn too_slow(has_key: bool) -> HttpError {

@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::HeaderMap;
-use catchment_eventlog::{LogError, Pending};
+use catchment_eventlog::LogError;
 use catchment_types::{Event, EventBatch, EventBatchBuilder, Timestamp};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 use super::HttpError;
 use super::body::{self, Share};
@@ -123,8 +124,9 @@ struct Stream {
 
 /// A batch on its way to the log.
 struct Appending {
-    pending: Pending,
-    batch: EventBatch,
+    /// Shown to subscribers once it is durable. A task of its own, so that whoever waits for it may stop and wait again.
+    pending: JoinHandle<Result<(), LogError>>,
+    events: u64,
     payload_bytes: u64,
     /// Of a request with a key: up to where the log has it then.
     upto: Upto,
@@ -211,7 +213,7 @@ impl Stream {
         // The client may have left.
         let _ = answer.send(answered);
         if let Some(Appending { pending, upto, .. }) = late
-            && pending.await.is_ok()
+            && matches!(pending.await, Ok(Ok(())))
             && let Some(key) = &mut self.key
         {
             key.durable = upto;
@@ -398,7 +400,7 @@ impl Stream {
         let Admitted { principal, names, content_type, topic, .. } = &self.admitted;
         let Some((device_id, _)) = names else {
             self.gateway.metrics.count_unrouted("brokered", u64::from(batch.len()));
-            broker(&self.gateway, &principal.realm, topic, content_type, &batch);
+            broker(&self.gateway, &principal.realm, topic, content_type, &batch).await;
             self.done += u64::from(batch.len());
             return Ok(wait);
         };
@@ -409,7 +411,15 @@ impl Stream {
             .map_err(|_| Stop::at_once(too_slow(self.key.is_some())))?
             .map_err(|error| Stop::at_once(log_error(&error)))?;
         let upto = self.key.as_ref().map_or_else(Upto::default, |key| key.batched);
-        self.appending = Some(Appending { pending, batch, payload_bytes, upto });
+        let events = u64::from(batch.len());
+        let (gateway, realm) = (Arc::clone(&self.gateway), Arc::clone(&principal.realm));
+        let (topic, content_type) = (topic.clone(), content_type.clone());
+        let pending = tokio::spawn(async move {
+            pending.await?;
+            broker(&gateway, &realm, &topic, &content_type, &batch).await;
+            Ok(())
+        });
+        self.appending = Some(Appending { pending, events, payload_bytes, upto });
         Ok(wait)
     }
 
@@ -473,15 +483,14 @@ async fn settle(
     let Some(Appending { pending, .. }) = appending else { return Ok((0, Upto::default())) };
     let limit = Duration::from_secs(gateway.config.http.durable_s_max);
     let settled = tokio::time::timeout(limit, pending).await;
-    let settled: Result<_, LogError> =
-        settled.map_err(|_| Stop::at_once(too_slow(admitted.key.is_some())))?;
-    let Some(Appending { batch, payload_bytes, upto, .. }) = appending.take() else {
+    let settled = settled.map_err(|_| Stop::at_once(too_slow(admitted.key.is_some())))?;
+    let Some(Appending { events, payload_bytes, upto, .. }) = appending.take() else {
         return Ok((0, Upto::default()));
     };
+    // The runtime goes down with its tasks.
+    let settled = settled.unwrap_or(Err(LogError::Closed));
     settled.map_err(|error| Stop::at_once(log_error(&error)))?;
-    let Admitted { principal, topic, content_type, .. } = admitted;
-    broker(gateway, &principal.realm, topic, content_type, &batch);
-    gateway.metrics.http_events.inc_by(u64::from(batch.len()));
+    gateway.metrics.http_events.inc_by(events);
     gateway.metrics.http_event_bytes.inc_by(payload_bytes);
-    Ok((u64::from(batch.len()), upto))
+    Ok((events, upto))
 }

@@ -4,12 +4,13 @@
 //! acknowledgements. Groups are released from the front, so that order holds across partitions. Three flat queues hold
 //! it all; nothing is allocated per message or per read.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use catchment_eventlog::{LogError, Pending};
+use foldhash::fast::RandomState;
 
 use super::codec::{AckKind, QoS, Reason};
 
@@ -71,6 +72,8 @@ pub(crate) struct Acks {
     events: usize,
     bytes: usize,
     publishes_qos1: usize,
+    /// Identifiers for which a PUBREC is owed: a client may send them again and again.
+    recs: HashSet<u16, RandomState>,
 }
 
 impl Acks {
@@ -89,9 +92,9 @@ impl Acks {
         self.publishes_qos1
     }
 
-    /// Whether an acknowledgement of this kind is owed already.
-    pub(crate) fn owes(&self, kind: AckKind, packet_id: u16) -> bool {
-        self.acks.iter().any(|owed| owed.kind == kind && owed.packet_id == packet_id)
+    /// Whether a PUBREC is owed already.
+    pub(crate) fn owes_rec(&self, packet_id: u16) -> bool {
+        self.recs.contains(&packet_id)
     }
 
     /// Counts an event of the current read.
@@ -103,6 +106,9 @@ impl Acks {
     pub(crate) fn owe(&mut self, owed: Option<Owed>) {
         let Some(owed) = owed else { return };
         self.publishes_qos1 += usize::from(owed.kind == AckKind::Ack);
+        if owed.kind == AckKind::Rec {
+            self.recs.insert(owed.packet_id);
+        }
         self.open.acks += 1;
         self.acks.push_back(owed);
     }
@@ -163,6 +169,9 @@ impl Acks {
             let for_all = group.appends.checked_sub(1).filter(|_| group.for_all);
             for owed in self.acks.drain(..group.acks) {
                 self.publishes_qos1 -= usize::from(owed.kind == AckKind::Ack);
+                if owed.kind == AckKind::Rec {
+                    self.recs.remove(&owed.packet_id);
+                }
                 let own = owed.append.map(usize::from);
                 let error = own.into_iter().chain(for_all).find_map(|at| match self.appends.get(at) {
                     Some(Append::Done(Err(error))) => Some(error),

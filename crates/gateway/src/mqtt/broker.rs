@@ -115,7 +115,7 @@ impl Broker {
         Self {
             keeper,
             realm: realm.into(),
-            subscriptions: Subscriptions::new(config.overlapping_copies),
+            subscriptions: Subscriptions::new(config.overlapping_copies, config.subscriptions_bytes_max),
             retained: Retained::new(RetainedLimits {
                 messages_max: config.retained_messages_max,
                 bytes_max: config.retained_bytes_max,
@@ -226,7 +226,7 @@ impl Broker {
     }
 
     /// Ends a session that is no longer in the map.
-    fn end(&self, session: &Session) -> Option<Will> {
+    pub(super) fn end(&self, session: &Session) -> Option<Will> {
         let Remains { filters, will, shared } = session.end();
         for filter in filters.iter().filter_map(|filter| self.topic_limits.filter(filter)) {
             self.subscriptions.remove(filter, session.id());
@@ -273,7 +273,8 @@ impl Broker {
     }
 
     /// Adds a subscription and queues the retained messages that go with it: at once where there is at most one, else page
-    /// by page by [`Broker::recall`]. `false` when the session has as many filters as it may.
+    /// by page by [`Broker::recall`]. `false` when the session has as many filters as it may, or all of them take as much as
+    /// they may.
     pub(crate) fn subscribe(
         &self,
         session: &Arc<Session>,
@@ -284,9 +285,15 @@ impl Broker {
         retained: impl FnOnce(bool) -> bool,
     ) -> bool {
         if !session.add_filter(text, filters_max) {
+            self.metrics.subscriptions_refused.inc();
             return false;
         }
-        let is_new = self.subscriptions.insert(filter, session, wish);
+        let Ok(is_new) = self.subscriptions.insert(filter, session, wish) else {
+            // It was not there before: what is there is replaced, whatever it takes.
+            session.remove_filter(text);
+            self.metrics.subscriptions_refused.inc();
+            return false;
+        };
         session.record(&Record::Subscribed { session: session.id(), filter: text, wish });
         self.metrics.subscriptions.set(i64::try_from(self.subscriptions.len()).unwrap_or(i64::MAX));
         if filter.group.is_some() || !retained(is_new) {
@@ -298,7 +305,9 @@ impl Broker {
 
     /// Takes a subscription away. `false` when there was none.
     pub(crate) fn unsubscribe(&self, session: &Session, text: &str, filter: Filter<'_>) -> bool {
-        session.remove_filter(text);
+        if !session.remove_filter(text) {
+            return false;
+        }
         session.record(&Record::Unsubscribed { session: session.id(), filter: text });
         let removed = self.subscriptions.remove(filter, session.id());
         self.metrics.subscriptions.set(i64::try_from(self.subscriptions.len()).unwrap_or(i64::MAX));
@@ -316,5 +325,19 @@ impl Broker {
     /// Whether what devices of this realm send is kept: tables are not yet apart by realm, so only the main one's is.
     pub(crate) fn keeps_events(&self) -> bool {
         crate::ingest::is_kept(&self.realm)
+    }
+}
+
+/// For fuzzing.
+impl Broker {
+    /// Asserts that sessions are within their bounds, and that each subscription is in its session and in the tree.
+    pub(crate) fn check(&self) {
+        let sessions: Vec<_> = self.sessions.lock().values().cloned().collect();
+        let filters: usize = sessions.iter().map(|session| session.check()).sum();
+        assert_eq!(filters, self.subscriptions.len(), "sessions and the tree have the same subscriptions");
+        assert!(sessions.len() <= self.sessions_max);
+        assert_eq!(filters == 0, self.subscriptions.bytes() == 0, "what nobody has takes nothing");
+        let (messages, bytes) = self.retained.size();
+        assert_eq!(messages == 0, bytes == 0);
     }
 }

@@ -35,6 +35,9 @@ pub(super) const KEPT_BYTES_MAX: usize = 2 << 10;
 
 /// A client that sends so few at once is mostly one that sends nothing for a while then.
 const QUIET_MESSAGES_MAX: u64 = 2;
+/// What a connection may do before others have their turn, in small packets, nodes of trees that are looked at, and
+/// subscribers that a message goes to: some hundred microseconds. Others wait no longer than that and one message takes.
+pub(crate) const TURN_WORK_MAX: usize = 2048;
 
 /// Why a connection ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,8 +79,12 @@ pub(crate) struct Connection<S> {
     pub(super) intake: Lazy<Intake>,
     /// Many messages came with the last read: what publishing needs is needed again at once.
     pub(super) busy: bool,
+    /// What was done in this turn; see [`TURN_WORK_MAX`].
+    pub(super) work: usize,
     /// Something of the current read must be recorded before its events go to the log.
     pub(super) precommit: bool,
+    /// Something of the current read went to the journal.
+    pub(super) appended: bool,
     /// Acknowledgements of the current read wait for records.
     pub(super) recorded: bool,
     /// What is answered to the current read waits for records.
@@ -129,6 +136,16 @@ impl KeepAlive {
 enum Step {
     Input(Box<Workspace>, Input),
     Close(Close),
+}
+
+/// How far a turn came with its input.
+enum Turn<'a> {
+    /// To the end of what is whole.
+    Done,
+    /// To SUBSCRIBE or UNSUBSCRIBE, which comes after what is before it.
+    Filters(Packet<'a>),
+    /// There may be more, after others had theirs.
+    Over,
 }
 
 /// Where input lies.
@@ -299,23 +316,36 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         };
         workspace.batches.expect(bytes.len());
         let mut taken = 0;
-        let parsed = self.take_packets(bytes, &mut taken, &mut workspace.batches);
-        // What came before a fault is kept all the same.
-        let submitted_bytes = workspace.batches.bytes();
-        self.record_first().await?;
-        let log = &*self.registered.gateway.log;
-        workspace.batches.submit(log, |submitted| self.intake.acks.append(submitted)).await;
-        self.forward();
-        self.charge();
-        self.confirm_recorded().await?;
-        if let Some(intake) = self.intake.made() {
-            intake.acks.close_group(submitted_bytes);
-            if let Some(far) = &self.far {
-                far.metrics.received.inc_by(intake.tally.messages);
+        self.busy = false;
+        let parsed = loop {
+            let parsed = self.take_packets(bytes, &mut taken, &mut workspace.batches);
+            // What came before a fault is kept all the same.
+            let submitted_bytes = workspace.batches.bytes();
+            self.record_first().await?;
+            let log = &*self.registered.gateway.log;
+            workspace.batches.submit(log, |submitted| self.intake.acks.append(submitted)).await;
+            self.forward().await;
+            self.charge();
+            self.confirm_recorded().await?;
+            if let Some(intake) = self.intake.made() {
+                intake.acks.close_group(submitted_bytes);
+                if let Some(far) = &self.far {
+                    far.metrics.received.inc_by(intake.tally.messages);
+                }
+                self.busy |= intake.tally.messages > QUIET_MESSAGES_MAX;
+                intake.tally.report(&self.registered.gateway.metrics);
             }
-            self.busy = intake.tally.messages > QUIET_MESSAGES_MAX;
-            intake.tally.report(&self.registered.gateway.metrics);
-        }
+            match parsed {
+                Ok(Turn::Over) => self.rest_after(TURN_WORK_MAX).await,
+                Ok(Turn::Filters(packet)) => {
+                    if let Err(close) = self.take_filters(packet).await {
+                        break Err(close);
+                    }
+                }
+                Ok(Turn::Done) => break Ok(()),
+                Err(close) => break Err(close),
+            }
+        };
         match input {
             Input::Partial if taken == 0 => self.partial = partial,
             Input::Partial => self.partial = partial[taken..].to_vec(),
@@ -331,40 +361,55 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         parsed
     }
 
-    fn take_packets(&mut self, bytes: &[u8], taken: &mut usize, batches: &mut Batches) -> Result<(), Close> {
+    fn take_packets<'a>(
+        &mut self,
+        bytes: &'a [u8],
+        taken: &mut usize,
+        batches: &mut Batches,
+    ) -> Result<Turn<'a>, Close> {
         let received_at = Timestamp::now();
         let configured = self.registered.gateway.config.mqtt.packet_bytes_max;
         let packet_bytes_max = self.far.as_ref().map_or(configured, |far| far.packet_bytes_max);
         loop {
+            if self.work >= TURN_WORK_MAX {
+                return Ok(Turn::Over);
+            }
             match codec::frame(&bytes[*taken..], packet_bytes_max).map_err(Close::Fault)? {
                 Framed::Packet(frame) => {
-                    self.take_packet(&frame, received_at, batches)?;
+                    let filters = self.take_packet(&frame, received_at, batches)?;
                     *taken += frame.length;
+                    self.work += 1;
+                    if let Some(packet) = filters {
+                        return Ok(Turn::Filters(packet));
+                    }
                 }
                 Framed::Partial(length) => {
                     // A packet has less than 256 MiB (3.1.1 and 5.0, 2.2.3).
                     let large = length.filter(|&length| length > READ_BYTES);
                     self.large = large.and_then(|length| u32::try_from(length).ok()).unwrap_or(0);
-                    return Ok(());
+                    return Ok(Turn::Done);
                 }
             }
         }
     }
 
+    /// Gives back a packet of filters: each may take as long as many others.
     #[inline]
-    fn take_packet(
+    fn take_packet<'a>(
         &mut self,
-        frame: &Frame<'_>,
+        frame: &Frame<'a>,
         received_at: Timestamp,
         batches: &mut Batches,
-    ) -> Result<(), Close> {
+    ) -> Result<Option<Packet<'a>>, Close> {
         if self.far.is_some() {
-            return self.take_from_far(frame, received_at, batches);
+            return self.take_from_far(frame, received_at, batches).map(|()| None);
         }
         match codec::decode(frame, self.peer.version).map_err(Close::Fault)? {
-            Packet::Publish(publish) => self.take_publish(&publish, received_at, batches),
-            packet => self.take_control(packet),
+            Packet::Publish(publish) => self.take_publish(&publish, received_at, batches)?,
+            packet @ (Packet::Subscribe(_) | Packet::Unsubscribe(_)) => return Ok(Some(packet)),
+            packet => self.take_control(packet)?,
         }
+        Ok(None)
     }
 
     /// Encodes what waits for the client, as far as there is room.
@@ -397,6 +442,14 @@ impl<S> Connection<S> {
         }
     }
 
+    /// Lets others have their turn, if more was done in this one than `work_max`.
+    pub(super) async fn rest_after(&mut self, work_max: usize) {
+        if self.work >= work_max {
+            self.work = 0;
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// Encodes the acknowledgements that are due. Ready once none is owed.
     pub(super) fn poll_acks(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Close>> {
         let Self { intake, output, peer, session, registered, received_count, far, .. } = self;
@@ -404,15 +457,19 @@ impl<S> Connection<S> {
         let refuses = peer.version == Version::V5 && far.is_none();
         let Some(intake) = intake.made() else { return Poll::Ready(Ok(())) };
         let mut acknowledged = 0;
+        // After one that ends the connection without an answer, none that came later is answered: order holds.
+        let mut broken = false;
         let polled = intake.acks.poll(cx, |released| match released {
             Released::Ack(owed, None) => {
-                acknowledged += u64::from(owed.append.is_some());
+                acknowledged += u64::from(owed.append.is_some() && !broken);
                 if owed.kind == AckKind::Rec && owed.reason != Reason::Success {
                     session.forget_received(owed.packet_id);
                 } else if owed.kind == AckKind::Rec && owed.append.is_some() {
                     session.proven(owed.packet_id);
                 }
-                codec::puback(&mut output.bytes, owed.kind, peer, owed.packet_id, owed.reason);
+                if !broken {
+                    codec::puback(&mut output.bytes, owed.kind, peer, owed.packet_id, owed.reason);
+                }
                 Ok(())
             }
             Released::Ack(owed, Some(error)) => {
@@ -424,6 +481,7 @@ impl<S> Connection<S> {
                     codec::puback(&mut output.bytes, owed.kind, peer, owed.packet_id, full);
                     return Ok(());
                 }
+                broken = true;
                 Err(log_fault(error))
             }
             Released::Failed(error) => {

@@ -4,7 +4,7 @@ use super::codec::{
     self, Ack, AckKind, Packet, ProtocolError, Reason, RetainHandling, Subscribe, SubscribeOptions,
     Unsubscribe, Version,
 };
-use super::connection::{Close, Connection};
+use super::connection::{Close, Connection, TURN_WORK_MAX};
 use super::subscriptions::Wish;
 use crate::metrics::GatewayMetrics;
 
@@ -13,12 +13,15 @@ const NORMAL_DISCONNECTION: u8 = 0x00;
 /// Reason codes from here on tell of failures.
 const FAILURES: u8 = 0x80;
 
+/// What a subscription costs in the measure of [`TURN_WORK_MAX`].
+const SUBSCRIBE_WORK: usize = 8;
+
 impl<S> Connection<S> {
     /// Takes a packet that is not a publish.
     pub(super) fn take_control(&mut self, packet: Packet<'_>) -> Result<(), Close> {
         match packet {
             // `take_packet` does not hand these here.
-            Packet::Publish(_) => {}
+            Packet::Publish(_) | Packet::Subscribe(_) | Packet::Unsubscribe(_) => {}
             Packet::PubAck(ack) => self.finish(ack),
             Packet::PubComp(ack) => self.finish(ack),
             Packet::PubRec(ack) => self.release(ack),
@@ -29,8 +32,6 @@ impl<S> Connection<S> {
                 self.confirm = true;
                 self.send_ack(AckKind::Comp, ack.packet_id, reason);
             }
-            Packet::Subscribe(subscribe) => self.subscribe(&subscribe)?,
-            Packet::Unsubscribe(unsubscribe) => self.unsubscribe(&unsubscribe)?,
             Packet::PingReq => codec::ping_response(&mut self.output.bytes),
             Packet::Disconnect(disconnect) => {
                 if disconnect.session_expiry_s.is_some_and(|seconds| seconds > 0)
@@ -45,6 +46,16 @@ impl<S> Connection<S> {
                     session_expiry_s: disconnect.session_expiry_s,
                 });
             }
+        }
+        Ok(())
+    }
+
+    /// Takes SUBSCRIBE or UNSUBSCRIBE, and lets others have their turn in between.
+    pub(super) async fn take_filters(&mut self, packet: Packet<'_>) -> Result<(), Close> {
+        match packet {
+            Packet::Subscribe(subscribe) => self.subscribe(&subscribe).await?,
+            Packet::Unsubscribe(unsubscribe) => self.unsubscribe(&unsubscribe).await?,
+            _ => {}
         }
         Ok(())
     }
@@ -71,11 +82,18 @@ impl<S> Connection<S> {
         codec::puback(&mut self.output.bytes, kind, &self.peer, packet_id, reason);
     }
 
-    fn subscribe(&mut self, subscribe: &Subscribe<'_>) -> Result<(), Close> {
+    async fn subscribe(&mut self, subscribe: &Subscribe<'_>) -> Result<(), Close> {
         let mut codes = Vec::with_capacity(subscribe.filters.len());
         let mut refusal = Reason::Success;
-        for &(filter, options) in &subscribe.filters {
-            codes.push(match self.subscribe_to(filter, options, subscribe.subscription_id) {
+        let filters_max = self.registered.gateway.config.mqtt.subscriptions_per_client_max;
+        for (at, &(filter, options)) in subscribe.filters.iter().enumerate() {
+            self.rest_after(TURN_WORK_MAX).await;
+            // More than a client may have are not even looked at: one packet has room for a quarter of a million.
+            let subscribed = match at < filters_max {
+                true => self.subscribe_to(filter, options, subscribe.subscription_id),
+                false => Err(Reason::QuotaExceeded),
+            };
+            codes.push(match subscribed {
                 Ok(()) => options.qos as u8,
                 Err(Reason::SharedWithNoLocal) => {
                     return Err(Close::Fault(ProtocolError::protocol("a shared subscription with no-local")));
@@ -118,15 +136,18 @@ impl<S> Connection<S> {
             RetainHandling::IfNew => is_new,
             RetainHandling::Never => false,
         };
+        self.work += SUBSCRIBE_WORK;
         let filters_max = self.registered.gateway.config.mqtt.subscriptions_per_client_max;
         let added = self.broker.subscribe(&self.session, text, filter, wish, filters_max, wants_retained);
         if added { Ok(()) } else { Err(Reason::QuotaExceeded) }
     }
 
-    fn unsubscribe(&mut self, unsubscribe: &Unsubscribe<'_>) -> Result<(), Close> {
+    async fn unsubscribe(&mut self, unsubscribe: &Unsubscribe<'_>) -> Result<(), Close> {
         let mut codes = Vec::with_capacity(unsubscribe.filters.len());
         let mut refusal = Reason::Success;
         for &text in &unsubscribe.filters {
+            self.work += 1;
+            self.rest_after(TURN_WORK_MAX).await;
             let reason = match self.registered.gateway.topic_limits.filter(text) {
                 None => {
                     refusal = Reason::TopicFilterInvalid;

@@ -21,12 +21,18 @@ pub(super) struct Staged {
     pub(super) position: u64,
     /// Whether the message has its place among the retained ones already.
     is_retained: bool,
+    /// Nodes and subscribers that were looked at.
+    pub(super) work: usize,
 }
 
 impl Broker {
-    /// Keeps a retained message, and queues the message for everybody who subscribed to its topic.
-    pub(crate) fn publish(&self, message: &Arc<Message>) {
-        self.deliver(message, self.stage(message, None));
+    /// Keeps a retained message, and queues the message for everybody who subscribed to its topic. Gives the number of nodes
+    /// and subscribers that were looked at.
+    pub(crate) fn publish(&self, message: &Arc<Message>) -> usize {
+        let staged = self.stage(message, None);
+        let work = staged.work;
+        self.deliver(message, staged);
+        work
     }
 
     /// Records what is to be kept of a message: the queues of kept sessions that it goes into, its retained place, and where
@@ -35,7 +41,9 @@ impl Broker {
         let topic = message.topic();
         let mut staged = Staged::default();
         let mut queued = Vec::new();
-        for target in self.subscriptions.targets(topic, message.publisher) {
+        let (targets, work) = self.subscriptions.targets(topic, message.publisher);
+        staged.work = work;
+        for target in targets {
             let qos = message.qos.min(target.qos);
             let seq = match target.session.reserve(message, qos) {
                 Place::Volatile => 0,
@@ -109,9 +117,9 @@ impl Broker {
 
     /// Queues a message that is neither kept nor retained with the others.
     pub(super) fn show(&self, message: &Arc<Message>) {
-        let targets = self.subscriptions.targets(message.topic(), message.publisher);
+        let (targets, work) = self.subscriptions.targets(message.topic(), message.publisher);
         let targets = targets.into_iter().map(|target| (target, 0)).collect();
-        self.deliver(message, Staged { targets, position: 0, is_retained: true });
+        self.deliver(message, Staged { targets, position: 0, is_retained: true, work });
     }
 
     /// Gives a message that a member of a shared subscription left behind to another member.
@@ -128,6 +136,11 @@ impl Broker {
                 target.session.record_finished(seq);
             }
         }
+    }
+
+    /// Waits while more is on its way to the journal than may be.
+    pub(crate) async fn room(&self) {
+        self.keeper.room().await;
     }
 
     /// A new session, kept if it is to outlive its connection.
@@ -164,11 +177,22 @@ impl Broker {
         let (session, due) = Session::restored(id, kept, image, messages, self.queue_limits, &self.keeper);
         let session = Arc::new(session);
         for (text, &wish) in &kept.filters {
-            if let Some(filter) = self.topic_limits.filter(text) {
-                self.subscriptions.insert(filter, &session, wish);
+            // With another configuration it may be none any more.
+            let filter = self.topic_limits.filter(text);
+            if filter.is_none_or(|filter| self.subscriptions.insert(filter, &session, wish).is_err()) {
+                session.remove_filter(text);
+                tracing::warn!(
+                    client_id = session.client_id(),
+                    filter = &**text,
+                    "a subscription that was kept has no room, or too many bytes or levels now, and is gone"
+                );
             }
         }
-        self.sessions.lock().insert(session.shared_client_id(), Arc::clone(&session));
+        let older = self.sessions.lock().insert(session.shared_client_id(), Arc::clone(&session));
+        if let Some(older) = older {
+            // The record of its end is damaged.
+            self.end(&older);
+        }
         self.schedule(&session, due.max(Instant::now()));
         let sessions = self.sessions.lock().len();
         self.metrics.sessions.set(i64::try_from(sessions).unwrap_or(i64::MAX));

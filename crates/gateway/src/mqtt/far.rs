@@ -280,7 +280,7 @@ impl<S> Connection<S> {
     fn pass_over(&mut self, packet: &Publish<'_>) {
         if packet.qos == QoS::ExactlyOnce {
             self.received_count += usize::from(self.session.receive(packet.packet_id));
-            if self.intake.acks.owes(AckKind::Rec, packet.packet_id) {
+            if self.intake.acks.owes_rec(packet.packet_id) {
                 return;
             }
         }
@@ -453,6 +453,8 @@ pub(crate) async fn serve_far<S: AsyncRead + AsyncWrite + Unpin>(
         output: Output::new(output),
         intake: Lazy::default(),
         busy: false,
+        work: 0,
+        appended: false,
         aliases: None,
         deliverable: true,
         retained_wanted: true,

@@ -58,7 +58,7 @@ async fn enter<S: AsyncRead + AsyncWrite + Unpin>(
 ) -> Option<Box<Connection<S>>> {
     let signal = Arc::clone(&registered.signal);
     let limit = Duration::from_secs(gateway.config.mqtt.connect_s_max);
-    let packet_bytes_max = gateway.config.mqtt.packet_bytes_max;
+    let connect_bytes_max = gateway.config.mqtt.connect_bytes_max.min(gateway.config.mqtt.packet_bytes_max);
     let refused = |reason| GatewayMetrics::count(&gateway.metrics.connections_refused, reason);
     let read = tokio::select! {
         biased;
@@ -67,7 +67,7 @@ async fn enter<S: AsyncRead + AsyncWrite + Unpin>(
             refused("evicted");
             return None;
         }
-        read = tokio::time::timeout(limit, read_packet(&mut stream, packet_bytes_max)) => read,
+        read = tokio::time::timeout(limit, read_packet(&mut stream, connect_bytes_max)) => read,
     };
     let bytes = match read {
         Ok(Ok(bytes)) => bytes,
@@ -80,7 +80,7 @@ async fn enter<S: AsyncRead + AsyncWrite + Unpin>(
             return None;
         }
     };
-    let Ok(Framed::Packet(frame)) = codec::frame(&bytes, packet_bytes_max) else { return None };
+    let Ok(Framed::Packet(frame)) = codec::frame(&bytes, connect_bytes_max) else { return None };
     match admit(&gateway, &frame, &remote, &signal).await {
         Ok(admitted) => {
             remote.opening = None;
@@ -338,12 +338,14 @@ impl Admitted {
             peer,
             precommit: false,
             recorded: false,
+            appended: false,
             confirm: false,
             partial: rest,
             large: 0,
             output: Output::new(output),
             intake: Lazy::default(),
             busy: false,
+            work: 0,
             aliases: Aliases::new(topic_alias_maximum),
             deliverable: true,
             retained_wanted: true,

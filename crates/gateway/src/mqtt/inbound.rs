@@ -5,8 +5,8 @@ use std::sync::{Arc, LazyLock};
 use catchment_types::{Event, PartitionId, Timestamp};
 
 use super::acks::{Acks, Owed};
-use super::codec::{AckKind, ProtocolError, Publish, QoS, Reason, Version, text};
-use super::connection::{Close, Connection, log_fault};
+use super::codec::{ProtocolError, Publish, QoS, Reason, Version, text};
+use super::connection::{Close, Connection, TURN_WORK_MAX, log_fault};
 use super::fanout::Staged;
 use super::keep::{Keeper, Origin, Proof, Record};
 use super::lazy::Unused;
@@ -152,6 +152,11 @@ impl<S> Connection<S> {
         if unkept || self.is_over_limit(packet.payload.len()) {
             return self.refuse(packet, Reason::QuotaExceeded);
         }
+        let is_taken = !matches!(self.intake.topics.verdict, Verdict::Refused(_) | Verdict::Unroutable);
+        if packet.retain && is_taken && self.has_no_place(packet) {
+            self.registered.gateway.metrics.retained_refused.inc();
+            return self.refuse(packet, Reason::QuotaExceeded);
+        }
         let append = match self.intake.topics.verdict {
             Verdict::Refused(reason) => return self.refuse(packet, reason),
             Verdict::Unroutable => {
@@ -204,10 +209,19 @@ impl<S> Connection<S> {
         Ok(())
     }
 
+    /// Whether a message that is to be retained cannot be, and its publisher can be told so and be understood: then nothing of
+    /// it is taken. Otherwise it goes to the log and to subscribers like any other; that it is not retained is counted.
+    fn has_no_place(&self, packet: &Publish<'_>) -> bool {
+        let told = self.peer.version == Version::V5 && packet.qos != QoS::AtMostOnce;
+        let size = || self.intake.topics.topic.len() + packet.properties.raw.len() + packet.payload.len();
+        told && !packet.payload.is_empty()
+            && !self.broker.retained.has_room(&self.intake.topics.topic, size())
+    }
+
     /// Checks the receive maximum, and whether a QoS 2 message came before. `false`: it is not to be taken again.
     fn admit_unacknowledged(&mut self, packet: &Publish<'_>) -> Result<bool, Close> {
         if packet.qos == QoS::ExactlyOnce && !self.session.receive(packet.packet_id) {
-            if !self.intake.acks.owes(AckKind::Rec, packet.packet_id) {
+            if !self.intake.acks.owes_rec(packet.packet_id) {
                 self.intake.acks.owe(Owed::to(packet.qos, packet.packet_id, Reason::Success, None));
             }
             return Ok(false);
@@ -336,7 +350,9 @@ impl<S> Connection<S> {
         let subscriptions = &self.broker.subscriptions;
         let generation = subscriptions.generation();
         if self.intake.topics.wanted_generation != generation {
-            self.intake.topics.wanted = subscriptions.is_wanted(&self.intake.topics.topic);
+            let nodes;
+            (self.intake.topics.wanted, nodes) = subscriptions.is_wanted(&self.intake.topics.topic);
+            self.work += nodes;
             self.intake.topics.wanted_generation = generation;
         }
         self.intake.topics.wanted
@@ -373,7 +389,7 @@ impl<S> Connection<S> {
     }
 
     /// Hands the messages of the current read to their subscribers, but for those that the log refused.
-    pub(super) fn forward(&mut self) {
+    pub(super) async fn forward(&mut self) {
         if self.intake.forwards.is_empty() {
             return;
         }
@@ -383,7 +399,10 @@ impl<S> Connection<S> {
                 let Forward { message, origin, staged, .. } = forward;
                 let staged = staged.unwrap_or_else(|| self.broker.stage(&message, origin));
                 self.recorded |= staged.position != 0 && message.qos != QoS::AtMostOnce;
+                self.appended |= staged.position != 0;
+                self.work += staged.work;
                 self.broker.deliver(&message, staged);
+                self.rest_after(TURN_WORK_MAX).await;
             }
         }
         self.intake.forwards = forwards;
@@ -426,6 +445,10 @@ impl<S> Connection<S> {
             if let Some(barrier) = self.broker.keeper.barrier() {
                 self.intake.acks.append_for_all(barrier);
             }
+            self.appended = true;
+        }
+        // Retained messages of QoS 0 are recorded too, and nothing else holds them up.
+        if std::mem::take(&mut self.appended) {
             self.broker.keeper.room().await;
         }
         if std::mem::take(&mut self.confirm) && self.session.is_kept() {

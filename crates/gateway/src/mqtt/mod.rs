@@ -12,7 +12,7 @@
 mod acks;
 mod aliases;
 mod broker;
-mod codec;
+pub(crate) mod codec;
 mod connection;
 mod control;
 mod delivery;
@@ -39,14 +39,18 @@ mod will;
 
 pub(crate) use broker::Broker;
 pub use codec::QoS;
+pub(crate) use connection::TURN_WORK_MAX;
 pub(crate) use handshake::serve;
+pub(crate) use keep::fuzz;
 pub use keep::{KeepError, SessionStore};
 pub(crate) use keep::{KeepMetrics, Keeper, Record as KeptRecord, restore, settle};
 pub(crate) use message::{Message, SERVER};
 pub(crate) use pool::Pool;
+pub(crate) use retained::{Retained, RetainedLimits};
 pub(crate) use signal::{RECHECK, SHUT_DOWN, Signal};
+pub(crate) use subscriptions::{Subscriptions, Wish};
 pub(crate) use sys::publish_figures;
-pub(crate) use topics::TopicLimits;
+pub(crate) use topics::{Filter, TopicLimits};
 pub(crate) use will::Will;
 
 pub(crate) use codec::{

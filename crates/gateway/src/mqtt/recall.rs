@@ -32,10 +32,13 @@ impl Broker {
         }
     }
 
-    /// Queues the next page of the retained messages that a session's filters want, if nothing else waits for it. `Err`
-    /// when no more are wanted, else whether there may be something to send.
+    /// Queues the next page of the retained messages that a session's filters want, if nothing else waits for it and the
+    /// journal, which a kept session's go into, has taken what came before. `Err` when no more are wanted, else whether there may be something to send.
     pub(crate) fn queue_retained(&self, session: &Session) -> Result<bool, NothingWanted> {
         let Some(wanted) = session.next_retained()? else { return Ok(false) };
+        if session.is_kept() && self.keeper.is_crowded(session.link().as_ref()) {
+            return Ok(false);
+        }
         let retained = self.retained_by(&wanted.filter);
         let page = retained.page(&wanted.filter, wanted.after.as_deref(), PAGE_MESSAGES);
         let deliveries = self.recalled(page.messages, wanted.wish, session);

@@ -3,6 +3,8 @@
 //! A filter with wildcards may match everything, or nothing after a look at everything. It is answered in pages, each of
 //! which looks at a bounded number of levels, so that no subscriber holds the lock for long; the levels are sorted, so
 //! that a page knows where the one before ended.
+//!
+//! Bytes are those of the messages and of the levels that lead to them: many deep topics take far more than their messages do.
 
 use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
@@ -23,6 +25,15 @@ pub(crate) struct RetainedLimits {
 /// Levels that one page looks at.
 const PAGE_NODES: usize = 4096;
 
+/// Bytes of messages after which a page ends.
+const PAGE_BYTES: usize = 256 << 10;
+/// What a message takes beside its bytes.
+const MESSAGE_BYTES: usize = 160;
+/// What a level takes beside its text.
+const LEVEL_BYTES: usize = 72;
+/// What the first level below another takes more than that: room for those that may follow.
+const FIRST_BELOW_BYTES: usize = 544;
+
 /// A part of the messages that match a filter.
 #[derive(Debug)]
 pub(crate) struct Page {
@@ -36,6 +47,7 @@ struct Scan<'a> {
     found: Vec<Arc<Message>>,
     messages_max: usize,
     nodes_left: usize,
+    bytes_left: usize,
     /// Levels from the root to the node that is looked at.
     path: Vec<&'a str>,
 }
@@ -83,17 +95,15 @@ impl Retained {
     ) -> Result<(), RetainedFull> {
         let state = &mut *self.state.lock();
         if message.payload().is_empty() {
-            if let Some(old) = state.root.remove(topic) {
+            if let Some((_, freed)) = state.root.remove(topic) {
                 state.messages -= 1;
-                state.bytes -= old.size();
+                state.bytes -= freed;
             }
             record();
             return Ok(());
         }
-        let old = state.root.get(topic).map(|old| old.size());
-        let messages = state.messages + usize::from(old.is_none());
-        let bytes = state.bytes + message.size() - old.unwrap_or(0);
-        if messages > self.limits.messages_max || bytes > self.limits.bytes_max {
+        let (messages, bytes) = state.with(topic, message.size());
+        if !self.limits.allow(messages, bytes) {
             return Err(RetainedFull);
         }
         state.root.insert(topic, Arc::clone(message));
@@ -102,11 +112,29 @@ impl Retained {
         Ok(())
     }
 
+    /// Whether a message of this topic and size would be kept now.
+    pub(crate) fn has_room(&self, topic: &str, size: usize) -> bool {
+        let state = self.state.lock();
+        let levels = topic.split('/').count();
+        let most = size + MESSAGE_BYTES + topic.len() + levels * (LEVEL_BYTES + FIRST_BELOW_BYTES);
+        if self.limits.allow(state.messages + 1, state.bytes + most) {
+            return true;
+        }
+        let (messages, bytes) = state.with(topic, size);
+        self.limits.allow(messages, bytes)
+    }
+
     /// A page of the messages whose topics match a filter, expired ones left out. `after` is where the page before ended.
     pub(crate) fn page(&self, filter: &str, after: Option<&str>, messages_max: usize) -> Page {
         let levels: Vec<&str> = filter.split('/').collect();
         let from: Option<Vec<&str>> = after.map(|after| after.split('/').collect());
-        let mut scan = Scan { found: Vec::new(), messages_max, nodes_left: PAGE_NODES, path: Vec::new() };
+        let mut scan = Scan {
+            found: Vec::new(),
+            messages_max,
+            nodes_left: PAGE_NODES,
+            bytes_left: PAGE_BYTES,
+            path: Vec::new(),
+        };
         let state = self.state.lock();
         let scanned = state.root.visit(&levels, from.as_deref(), &mut scan);
         Page { next: scanned.is_break().then(|| scan.path.join("/")), messages: scan.found }
@@ -115,23 +143,59 @@ impl Retained {
     /// Drops the messages that have expired.
     pub(crate) fn sweep(&self) {
         let state = &mut *self.state.lock();
-        let (mut messages, mut bytes) = (0, 0);
-        state.root.sweep(&mut |message| {
-            messages += 1;
-            bytes += message.size();
-        });
+        let (messages, bytes) = state.root.sweep();
         state.messages -= messages;
         state.bytes -= bytes;
     }
 
-    /// Number of messages, and their bytes.
+    /// Number of messages, and bytes that they take.
     pub(crate) fn size(&self) -> (usize, usize) {
         let state = self.state.lock();
         (state.messages, state.bytes)
     }
 }
 
+impl RetainedLimits {
+    fn allow(&self, messages: usize, bytes: usize) -> bool {
+        messages <= self.messages_max && bytes <= self.bytes_max
+    }
+}
+
+impl State {
+    /// Messages and bytes after a message of this topic and size is kept.
+    fn with(&self, topic: &str, size: usize) -> (usize, usize) {
+        match self.root.get(topic) {
+            Some(old) => (self.messages, self.bytes + size - old.size()),
+            None => (self.messages + 1, self.bytes + MESSAGE_BYTES + size + self.root.missing(topic)),
+        }
+    }
+}
+
 impl Node {
+    /// Bytes that the levels take which lead to a topic and are not there.
+    fn missing(&self, topic: &str) -> usize {
+        let (mut node, mut bytes) = (Some(self), 0);
+        for level in topic.split('/') {
+            let below = node.and_then(|node| node.children.get(level));
+            if below.is_none() {
+                bytes += LEVEL_BYTES + level.len();
+                let is_first = node.is_none_or(|node| node.children.is_empty());
+                bytes += if is_first { FIRST_BELOW_BYTES } else { 0 };
+            }
+            node = below;
+        }
+        bytes
+    }
+
+    /// Drops a level that leads to nothing. Gives the bytes that are free now.
+    fn prune(&mut self, level: &str) -> usize {
+        if self.children.get(level).is_none_or(|child| !child.is_empty()) {
+            return 0;
+        }
+        self.children.remove(level);
+        LEVEL_BYTES + level.len() + if self.children.is_empty() { FIRST_BELOW_BYTES } else { 0 }
+    }
+
     fn get(&self, topic: &str) -> Option<&Arc<Message>> {
         topic.split('/').try_fold(self, |node, level| node.children.get(level))?.message.as_ref()
     }
@@ -141,20 +205,20 @@ impl Node {
         node.message = Some(message);
     }
 
-    fn remove(&mut self, topic: &str) -> Option<Arc<Message>> {
+    /// Gives the message, and the bytes that are free now.
+    fn remove(&mut self, topic: &str) -> Option<(Arc<Message>, usize)> {
         let (level, rest) = match topic.split_once('/') {
             Some((level, rest)) => (level, Some(rest)),
             None => (topic, None),
         };
         let child = self.children.get_mut(level)?;
-        let removed = match rest {
-            Some(rest) => child.remove(rest),
-            None => child.message.take(),
+        let (message, freed) = match rest {
+            Some(rest) => child.remove(rest)?,
+            None => {
+                child.message.take().map(|message| (Arc::clone(&message), message.size() + MESSAGE_BYTES))?
+            }
         };
-        if child.is_empty() {
-            self.children.remove(level);
-        }
-        removed
+        Some((message, freed + self.prune(level)))
     }
 
     /// Looks at what the levels of a filter match from here on. `from`: the rest of the path to the node where the page
@@ -205,22 +269,33 @@ impl Node {
             self.message.as_ref().filter(|message| is_match && message.expiry_left_s().is_ok())
         {
             scan.found.push(Arc::clone(message));
+            scan.bytes_left = scan.bytes_left.saturating_sub(message.size());
         }
         scan.nodes_left = scan.nodes_left.saturating_sub(1);
-        if scan.nodes_left == 0 || scan.found.len() >= scan.messages_max {
+        if scan.nodes_left == 0 || scan.bytes_left == 0 || scan.found.len() >= scan.messages_max {
             return ControlFlow::Break(());
         }
         ControlFlow::Continue(())
     }
 
-    fn sweep(&mut self, each: &mut impl FnMut(&Message)) {
-        if let Some(expired) = self.message.take_if(|message| message.expiry_left_s().is_err()) {
-            each(&expired);
-        }
-        self.children.retain(|_, child| {
-            child.sweep(each);
+    /// Drops what has expired. Gives the number of messages, and the bytes that are free now.
+    fn sweep(&mut self) -> (usize, usize) {
+        let expired = self.message.take_if(|message| message.expiry_left_s().is_err());
+        let (mut messages, mut bytes) = expired.map_or((0, 0), |message| (1, message.size() + MESSAGE_BYTES));
+        let had_children = !self.children.is_empty();
+        self.children.retain(|level, child| {
+            let swept = child.sweep();
+            messages += swept.0;
+            bytes += swept.1;
+            if child.is_empty() {
+                bytes += LEVEL_BYTES + level.len();
+            }
             !child.is_empty()
         });
+        if had_children && self.children.is_empty() {
+            bytes += FIRST_BELOW_BYTES;
+        }
+        (messages, bytes)
     }
 
     fn is_empty(&self) -> bool {
@@ -259,7 +334,7 @@ mod tests {
 
     #[test]
     fn matching_replacing_and_removing() {
-        let retained = Retained::new(RetainedLimits { messages_max: 10, bytes_max: 1000 });
+        let retained = Retained::new(RetainedLimits { messages_max: 10, bytes_max: 100_000 });
         for topic in ["a", "a/b", "a/b/c", "x/b", "$SYS/b"] {
             retained.set(topic, &message(topic, b"1", None)).unwrap();
         }
@@ -281,7 +356,7 @@ mod tests {
 
     #[test]
     fn pages_meet_without_gap_or_overlap() {
-        let retained = Retained::new(RetainedLimits { messages_max: 100_000, bytes_max: 1 << 20 });
+        let retained = Retained::new(RetainedLimits { messages_max: 100_000, bytes_max: 64 << 20 });
         let mut all: Vec<String> =
             (0..3 * PAGE_NODES).map(|number| format!("{}/{}/x", number % 7, number / 7)).collect();
         all.extend(["", "/", "//", "0", "0/", "6/1", "é/1/x"].map(String::from));
@@ -304,15 +379,35 @@ mod tests {
 
     #[test]
     fn limits_and_expiry() {
-        let retained = Retained::new(RetainedLimits { messages_max: 2, bytes_max: 10 });
+        // As much as two short topics beside each other take, with a message of ten bytes in all.
+        let bytes_max = FIRST_BELOW_BYTES + 2 * (LEVEL_BYTES + MESSAGE_BYTES + 1) + 10;
+        let retained = Retained::new(RetainedLimits { messages_max: 2, bytes_max });
         retained.set("a", &message("a", b"1", Some(0))).unwrap();
         retained.set("b", &message("b", b"1", None)).unwrap();
         assert_eq!(retained.set("c", &message("c", b"1", None)), Err(RetainedFull));
         assert_eq!(retained.set("b", &message("b", b"123456789", None)), Err(RetainedFull));
+        assert!(!retained.has_room("c", 2) && !retained.has_room("b", 10) && retained.has_room("b", 3));
         assert_eq!(matching(&retained, "b")[0].payload(), b"1");
         assert_eq!(topics(&retained, "#"), ["b"]);
         retained.sweep();
-        assert_eq!(retained.size(), (1, 2));
+        assert_eq!(retained.size(), (1, FIRST_BELOW_BYTES + LEVEL_BYTES + MESSAGE_BYTES + 1 + 2));
         retained.set("c", &message("c", b"1", None)).unwrap();
+        retained.set("b", &message("b", b"", None)).unwrap();
+        // Deep topics count for what leads to them.
+        let deep = format!("c{}", "/x".repeat(30));
+        assert_eq!(retained.set(&deep, &message(&deep, b"1", None)), Err(RetainedFull));
+        retained.set("c", &message("c", b"", None)).unwrap();
+        assert_eq!(retained.size(), (0, 0));
+    }
+
+    #[test]
+    fn a_page_ends_after_many_bytes() {
+        let retained = Retained::new(RetainedLimits { messages_max: 10, bytes_max: 64 << 20 });
+        let payload = vec![1; PAGE_BYTES];
+        for topic in ["a", "b", "c"] {
+            retained.set(topic, &message(topic, &payload, None)).unwrap();
+        }
+        assert_eq!(retained.page("#", None, 10).messages.len(), 1);
+        assert_eq!(topics(&retained, "#"), ["a", "b", "c"]);
     }
 }

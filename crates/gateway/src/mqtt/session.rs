@@ -372,13 +372,14 @@ impl Session {
         fits
     }
 
-    /// Forgets a filter.
-    pub(crate) fn remove_filter(&self, filter: &str) {
+    /// Forgets a filter. `false` when it was not there.
+    pub(crate) fn remove_filter(&self, filter: &str) -> bool {
         let state = &mut *self.state.lock();
-        state.filters.remove(filter);
-        if let Some(traffic) = state.traffic.made() {
+        let known = state.filters.remove(filter);
+        if known && let Some(traffic) = state.traffic.made() {
             traffic.retained_wanted.retain(|wanted| *wanted.filter != *filter);
         }
+        known
     }
 
     /// Queues a message. QoS 0 waits for nobody who is away.
@@ -502,6 +503,22 @@ impl Session {
     /// QoS 2 messages that the client has not released.
     pub(crate) fn received_count(&self) -> usize {
         self.state.lock().traffic.received.len()
+    }
+}
+
+/// For fuzzing.
+impl Session {
+    /// Asserts that queue and window add up. Gives the number of filters.
+    pub(crate) fn check(&self) -> usize {
+        let state = self.state.lock();
+        let bytes: usize = state.traffic.queue.iter().map(|delivery| delivery.message.size()).sum();
+        assert_eq!(state.traffic.queue_bytes, bytes, "bytes of the queue");
+        assert!(state.traffic.retained_wanted.len() <= state.filters.len());
+        let mut ids: Vec<u16> = state.traffic.outgoing.iter().map(|outgoing| outgoing.packet_id).collect();
+        ids.sort_unstable();
+        assert!(ids.windows(2).all(|pair| pair[0] != pair[1]), "identifiers twice in {ids:?}");
+        assert!(!state.ended || state.filters.is_empty());
+        state.filters.len()
     }
 }
 

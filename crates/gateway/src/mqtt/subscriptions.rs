@@ -2,9 +2,13 @@
 //!
 //! A publisher first asks [`Subscriptions::is_wanted`], which is one atomic load while nobody subscribes, and whose answer
 //! holds as long as [`Subscriptions::generation`] stays the same. Only messages that somebody wants are copied.
+//!
+//! The tree is bounded in bytes, by what its levels and subscribers take, not by their number: a filter of thirty levels that
+//! nobody else has costs thirty nodes. A topic of many levels may match very many filters with `+`; how many nodes an answer
+//! looked at is told with it, so that who asks can let others have their turn.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -16,6 +20,17 @@ use super::session::Session;
 use super::topics::{Filter, is_reserved};
 
 type Map<K, V> = HashMap<K, V, RandomState>;
+
+/// What a node takes, with its place in the map of its parent, which is made for four at least.
+const NODE_BYTES: usize = 512;
+/// What a subscription takes beside its filter: here, and in its session.
+const SUBSCRIBER_BYTES: usize = 128;
+/// What a shared subscription takes beside its name.
+const GROUP_BYTES: usize = 192;
+
+/// There is no room for a further subscription.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SubscriptionsFull;
 
 /// How a subscriber wants its messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,52 +93,54 @@ pub(crate) struct Subscriptions {
     root: RwLock<Node>,
     count: AtomicUsize,
     generation: AtomicU64,
+    /// What the tree takes; changed under its lock only.
+    bytes: AtomicUsize,
+    bytes_max: usize,
     /// One message for each filter that matches, instead of one for each session.
     copies: bool,
 }
 
 impl Subscriptions {
-    pub(crate) fn new(copies: bool) -> Self {
-        Self { copies, ..Self::default() }
+    pub(crate) fn new(copies: bool, bytes_max: usize) -> Self {
+        Self { copies, bytes_max, ..Self::default() }
     }
 
     /// Adds or replaces a subscription. `true` when it is new.
-    pub(crate) fn insert(&self, filter: Filter<'_>, session: &Arc<Session>, wish: Wish) -> bool {
-        let subscriber = Subscriber { session: Arc::clone(session), wish };
-        let mut root = self.root.write();
-        let mut node = &mut *root;
-        let mut leaf = None;
-        for level in filter.filter.split('/') {
-            match level {
-                "#" => {
-                    leaf = Some(&mut **node.rest.get_or_insert_default());
-                    break;
-                }
-                "+" => node = node.any.get_or_insert_default(),
-                level => node = node.children.entry(level.into()).or_default(),
-            }
+    pub(crate) fn insert(
+        &self,
+        filter: Filter<'_>,
+        session: &Arc<Session>,
+        wish: Wish,
+    ) -> Result<bool, SubscriptionsFull> {
+        let root = &mut *self.root.write();
+        let levels: Vec<&str> = filter.filter.split('/').collect();
+        let cost = root.cost(&levels, filter, session.id());
+        if cost > 0 && self.bytes().saturating_add(cost) > self.bytes_max {
+            return Err(SubscriptionsFull);
         }
-        let leaf = match leaf {
-            Some(leaf) => leaf,
-            None => &mut node.here,
-        };
-        let is_new = leaf.insert(filter, subscriber);
+        let is_new = root.grow(&levels).insert(filter, Subscriber { session: Arc::clone(session), wish });
+        self.bytes.fetch_add(cost, Ordering::Relaxed);
         if is_new {
             self.count.fetch_add(1, Ordering::Relaxed);
         }
         self.generation.fetch_add(1, Ordering::Release);
-        is_new
+        Ok(is_new)
     }
 
     /// Takes a subscription away. `false` when there was none.
     pub(crate) fn remove(&self, filter: Filter<'_>, session_id: u64) -> bool {
         let levels: Vec<&str> = filter.filter.split('/').collect();
-        let removed = self.root.write().remove(&levels, filter.group, session_id);
-        if removed {
-            self.count.fetch_sub(1, Ordering::Relaxed);
-            self.generation.fetch_add(1, Ordering::Release);
-        }
-        removed
+        let root = &mut *self.root.write();
+        let Some(freed) = root.remove(&levels, filter, session_id) else { return false };
+        self.bytes.fetch_sub(freed, Ordering::Relaxed);
+        self.count.fetch_sub(1, Ordering::Relaxed);
+        self.generation.fetch_add(1, Ordering::Release);
+        true
+    }
+
+    /// What the tree takes, in bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
     }
 
     /// The member of a shared subscription whose turn it is.
@@ -142,47 +159,83 @@ impl Subscriptions {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// Whether anybody subscribed to this topic.
-    pub(crate) fn is_wanted(&self, topic: &str) -> bool {
-        let mut wanted = false;
-        if self.len() > 0 {
-            self.root.read().visit(topic, &mut |leaf| wanted |= !leaf.is_empty());
-        }
-        wanted
+    /// Whether anybody subscribed to this topic, and how many nodes were looked at.
+    pub(crate) fn is_wanted(&self, topic: &str) -> (bool, usize) {
+        let mut nodes = 0;
+        let found = |leaf: &Leaf| match leaf.is_empty() {
+            true => ControlFlow::Continue(()),
+            false => ControlFlow::Break(()),
+        };
+        let wanted = self.len() > 0 && self.root.read().visit(topic, &mut nodes, &mut { found }).is_break();
+        (wanted, nodes)
     }
 
-    /// Everybody who gets a message of this topic from `publisher`, each once unless copies are asked for.
-    pub(crate) fn targets(&self, topic: &str, publisher: u64) -> Vec<Target> {
+    /// Everybody who gets a message of this topic from `publisher`, each once unless copies are asked for; and how many nodes
+    /// and subscribers were looked at.
+    pub(crate) fn targets(&self, topic: &str, publisher: u64) -> (Vec<Target>, usize) {
         let mut targets = Vec::new();
+        let mut nodes = 0;
         if self.len() == 0 {
-            return targets;
+            return (targets, nodes);
         }
         let is_own =
             |subscriber: &Subscriber| subscriber.wish.no_local && subscriber.session.id() == publisher;
-        self.root.read().visit(topic, &mut |leaf| {
-            let single = leaf.single.values().filter(|subscriber| !is_own(subscriber));
-            targets.extend(single.map(|subscriber| subscriber.target(None)));
+        let mut subscribers = 0;
+        let mut places = Places::default();
+        let mut each = |leaf: &Leaf| {
+            subscribers += leaf.single.len() + leaf.shared.len();
+            for subscriber in leaf.single.values().filter(|subscriber| !is_own(subscriber)) {
+                let session = subscriber.session.id();
+                match if self.copies { None } else { places.of(session) } {
+                    Some(place) => targets[place].merge(&subscriber.wish),
+                    None => {
+                        places.add(session, targets.len());
+                        targets.push(subscriber.target(None));
+                    }
+                }
+            }
             targets.extend(leaf.shared.values().filter_map(Group::choose));
-        });
-        if targets.len() > 1 && !self.copies {
-            merge(&mut targets);
-        }
-        targets
+            ControlFlow::Continue(())
+        };
+        // It goes on to the end.
+        let _ = self.root.read().visit(topic, &mut nodes, &mut each);
+        (targets, nodes + subscribers)
     }
 }
 
-/// Makes one target of all those of a session, but for the ones by shared subscriptions.
-fn merge(targets: &mut Vec<Target>) {
-    targets.sort_by_key(|target| (target.session.id(), target.shared.is_some()));
-    targets.dedup_by(|next, kept| {
-        let same = next.session.id() == kept.session.id() && next.shared.is_none() && kept.shared.is_none();
-        if same {
-            kept.qos = kept.qos.max(next.qos);
-            kept.retain_as_published |= next.retain_as_published;
-            kept.subscription_ids.append(&mut next.subscription_ids);
+/// Where among the targets of a message the sessions are that get it by filters of their own: one session may have a thousand
+/// that match.
+#[derive(Default)]
+struct Places {
+    /// The first ones are looked through one by one.
+    few: Vec<(u64, usize)>,
+    more: Map<u64, usize>,
+}
+
+impl Places {
+    const FEW: usize = 8;
+
+    fn of(&self, session: u64) -> Option<usize> {
+        let found = self.few.iter().find(|(id, _)| *id == session).map(|&(_, place)| place);
+        found.or_else(|| if self.more.is_empty() { None } else { self.more.get(&session).copied() })
+    }
+
+    fn add(&mut self, session: u64, place: usize) {
+        if self.few.len() < Self::FEW {
+            self.few.push((session, place));
+        } else {
+            self.more.insert(session, place);
         }
-        same
-    });
+    }
+}
+
+impl Target {
+    /// Another filter of the same session matches too.
+    fn merge(&mut self, wish: &Wish) {
+        self.qos = self.qos.max(wish.qos);
+        self.retain_as_published |= wish.retain_as_published;
+        self.subscription_ids.extend(Some(wish.subscription_id).filter(|&id| id != 0));
+    }
 }
 
 impl Subscriber {
@@ -208,58 +261,96 @@ impl Node {
         }
     }
 
-    fn visit(&self, topic: &str, each: &mut impl FnMut(&Leaf)) {
-        // `#` and `+` at the first level do not reach topics that start with `$`.
-        if is_reserved(topic) {
-            let (level, rest) = split(topic);
-            if let Some(child) = self.children.get(level) {
-                child.descend(rest, each);
-            }
-        } else {
-            self.descend(Some(topic), each);
+    /// What a subscription would take more than there is; 0 when it is there.
+    fn cost(&self, levels: &[&str], filter: Filter<'_>, session_id: u64) -> usize {
+        let mut node = self;
+        for (at, &level) in levels.iter().enumerate() {
+            let next = match level {
+                "#" => match &node.rest {
+                    Some(leaf) => return leaf.cost(filter, session_id),
+                    None => None,
+                },
+                "+" => node.any.as_deref(),
+                level => node.children.get(level),
+            };
+            let Some(next) = next else {
+                let nodes = levels[at..].iter().map(|level| NODE_BYTES + level.len());
+                return nodes.sum::<usize>() + Leaf::default().cost(filter, session_id);
+            };
+            node = next;
+        }
+        node.here.cost(filter, session_id)
+    }
+
+    /// The subscribers of a filter, after the nodes on the way to them are made.
+    fn grow(&mut self, levels: &[&str]) -> &mut Leaf {
+        match levels.split_first() {
+            None => &mut self.here,
+            Some((&"#", _)) => self.rest.get_or_insert_default(),
+            Some((&"+", below)) => self.any.get_or_insert_default().grow(below),
+            Some((&level, below)) => self.children.entry(level.into()).or_default().grow(below),
         }
     }
 
+    fn visit(
+        &self,
+        topic: &str,
+        nodes: &mut usize,
+        each: &mut impl FnMut(&Leaf) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        // `#` and `+` at the first level do not reach topics that start with `$`.
+        if !is_reserved(topic) {
+            return self.descend(Some(topic), nodes, each);
+        }
+        let (level, rest) = split(topic);
+        self.children.get(level).map_or(ControlFlow::Continue(()), |child| child.descend(rest, nodes, each))
+    }
+
     /// `topic`: the levels below this node; none when the topic ends here.
-    fn descend(&self, topic: Option<&str>, each: &mut impl FnMut(&Leaf)) {
+    fn descend(
+        &self,
+        topic: Option<&str>,
+        nodes: &mut usize,
+        each: &mut impl FnMut(&Leaf) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        *nodes += 1;
         if let Some(leaf) = &self.rest {
-            each(leaf);
+            each(leaf)?;
         }
         let Some(topic) = topic else { return each(&self.here) };
         let (level, rest) = split(topic);
         if let Some(child) = self.children.get(level) {
-            child.descend(rest, each);
+            child.descend(rest, nodes, each)?;
         }
-        if let Some(child) = &self.any {
-            child.descend(rest, each);
+        match &self.any {
+            Some(child) => child.descend(rest, nodes, each),
+            None => ControlFlow::Continue(()),
         }
     }
 
-    /// Removes, and drops what became empty on the way back.
-    fn remove(&mut self, levels: &[&str], group: Option<&str>, session_id: u64) -> bool {
-        let Some((&level, below)) = levels.split_first() else { return self.here.remove(group, session_id) };
-        match level {
+    /// Removes, and drops what became empty on the way back. Gives the bytes that are free now; none: it was not there.
+    fn remove(&mut self, levels: &[&str], filter: Filter<'_>, session_id: u64) -> Option<usize> {
+        let Some((&level, below)) = levels.split_first() else { return self.here.remove(filter, session_id) };
+        let mut freed;
+        let emptied = match level {
             "#" => {
-                let Some(leaf) = &mut self.rest else { return false };
-                let removed = leaf.remove(group, session_id);
-                self.rest.take_if(|leaf| leaf.is_empty());
-                removed
+                freed = self.rest.as_mut()?.remove(filter, session_id)?;
+                self.rest.take_if(|leaf| leaf.is_empty()).is_some()
             }
             "+" => {
-                let Some(child) = &mut self.any else { return false };
-                let removed = child.remove(below, group, session_id);
-                self.any.take_if(|child| child.is_empty());
-                removed
+                freed = self.any.as_mut()?.remove(below, filter, session_id)?;
+                self.any.take_if(|child| child.is_empty()).is_some()
             }
             level => {
-                let Some(child) = self.children.get_mut(level) else { return false };
-                let removed = child.remove(below, group, session_id);
-                if child.is_empty() {
-                    self.children.remove(level);
-                }
-                removed
+                let child = self.children.get_mut(level)?;
+                freed = child.remove(below, filter, session_id)?;
+                child.is_empty() && self.children.remove(level).is_some()
             }
+        };
+        if emptied {
+            freed += NODE_BYTES + level.len();
         }
+        Some(freed)
     }
 
     fn is_empty(&self) -> bool {
@@ -293,23 +384,41 @@ impl Leaf {
         }
     }
 
-    fn remove(&mut self, group: Option<&str>, session_id: u64) -> bool {
-        let Some(group) = group else { return self.single.remove(&session_id).is_some() };
-        let Entry::Occupied(mut entry) = self.shared.entry(group.into()) else { return false };
-        let members = &mut entry.get_mut().members;
-        let Some(at) = members.iter().position(|member| member.session.id() == session_id) else {
-            return false;
-        };
-        members.swap_remove(at);
-        if members.is_empty() {
-            entry.remove();
+    /// What a subscription would take more than there is; 0 when it is there.
+    fn cost(&self, filter: Filter<'_>, session_id: u64) -> usize {
+        let own = SUBSCRIBER_BYTES + filter.filter.len();
+        let is_there = |group: &Group| group.members.iter().any(|member| member.session.id() == session_id);
+        match filter.group {
+            None if self.single.contains_key(&session_id) => 0,
+            None => own,
+            Some(group) => match self.shared.get(group) {
+                Some(group) if is_there(group) => 0,
+                Some(_) => own,
+                None => own + group_bytes(group, filter),
+            },
         }
-        true
+    }
+
+    /// Gives the bytes that are free now; none: it was not there.
+    fn remove(&mut self, filter: Filter<'_>, session_id: u64) -> Option<usize> {
+        let own = SUBSCRIBER_BYTES + filter.filter.len();
+        let Some(group) = filter.group else { return self.single.remove(&session_id).map(|_| own) };
+        let members = &mut self.shared.get_mut(group)?.members;
+        members.swap_remove(members.iter().position(|member| member.session.id() == session_id)?);
+        if !members.is_empty() {
+            return Some(own);
+        }
+        self.shared.remove(group);
+        Some(own + group_bytes(group, filter))
     }
 
     fn is_empty(&self) -> bool {
         self.single.is_empty() && self.shared.is_empty()
     }
+}
+
+fn group_bytes(group: &str, filter: Filter<'_>) -> usize {
+    GROUP_BYTES + 2 * group.len() + filter.filter.len()
 }
 
 impl Group {

@@ -36,6 +36,7 @@ pub(crate) use listener::task;
 pub use listener::{Listener, Remote, Transport};
 pub use metrics::TransportMetrics;
 pub use network::{BadNetwork, Network};
+pub(crate) use proxy::read as read_proxy_header;
 pub use stream::Stream;
 pub use tls::{Tls, TlsError, TlsReport};
 

@@ -19,7 +19,7 @@ const V2_BYTES_MAX: usize = 4096;
 
 /// Why a header is not one.
 #[derive(Debug, Error)]
-pub(super) enum ProxyError {
+pub(crate) enum ProxyError {
     /// The client sent something else.
     #[error("the connection does not begin with a PROXY header: {0}")]
     Malformed(&'static str),
@@ -29,7 +29,7 @@ pub(super) enum ProxyError {
 }
 
 /// Reads the header. Gives the client's address; none when the balancer speaks for itself, or does not know.
-pub(super) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<Option<SocketAddr>, ProxyError> {
+pub(crate) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<Option<SocketAddr>, ProxyError> {
     let mut start = [0; V2_SIGNATURE.len()];
     stream.read_exact(&mut start).await?;
     if start == V2_SIGNATURE {

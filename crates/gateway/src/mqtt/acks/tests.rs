@@ -90,6 +90,6 @@ fn bytes_bound_what_is_on_its_way_and_qos_2_stays_unproven() {
     acks.append(Ok(pending));
     acks.close_group(100);
     assert!(!acks.has_room(LIMITS));
-    assert!(acks.owes(AckKind::Rec, 9) && !acks.owes(AckKind::Ack, 9));
+    assert!(acks.owes_rec(9) && !acks.owes_rec(8));
     assert_eq!(acks.unproven().collect::<Vec<_>>(), [9]);
 }

@@ -1,7 +1,11 @@
 //! The properties of 5.0 packets: which exist, of what type, in which packet, and how often.
 
 use super::encode::push_text;
-use super::{ProtocolError, Reader};
+use super::{ProtocolError, Reader, Reason};
+
+/// Longest properties of a packet, in bytes: four of its fields at their largest. The standard knows no limit, but a packet of
+/// a million of them would hold others up.
+const BYTES_MAX: usize = 256 << 10;
 
 /// The properties that clients and this server send.
 pub(super) mod id {
@@ -66,6 +70,12 @@ pub(super) fn read<'a>(
     let length = reader.variable()? as usize;
     if length == 0 {
         return Ok(());
+    }
+    if length > BYTES_MAX {
+        return Err(ProtocolError {
+            reason: Reason::QuotaExceeded,
+            detail: "the packet has more than 256 KiB of properties",
+        });
     }
     let mut properties = Reader(reader.take(length)?);
     let mut seen = 0u64;

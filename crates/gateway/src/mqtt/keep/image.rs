@@ -138,7 +138,7 @@ impl Image {
             Record::Forgotten { session, packet_id } => self.forget(session, packet_id),
             Record::Released { session, seq } => {
                 self.with(session, |kept| {
-                    kept.next_seq = kept.next_seq.max(seq + 1);
+                    kept.next_seq = kept.next_seq.max(seq.saturating_add(1));
                     kept.queue.insert(seq, Waiting::Released);
                 });
             }
@@ -164,7 +164,7 @@ impl Image {
         let places = queued.iter().map(|queued| (queued.session, queued.seq)).collect();
         for queued in queued {
             if let Some(kept) = self.sessions.get_mut(&queued.session) {
-                kept.next_seq = kept.next_seq.max(queued.seq + 1);
+                kept.next_seq = kept.next_seq.max(queued.seq.saturating_add(1));
                 kept.queue.insert(queued.seq, Waiting::Message { message: Arc::clone(&message), queued });
             }
         }

@@ -190,13 +190,34 @@ impl Journal {
         if self.shared.durable.load(Ordering::Acquire) >= position {
             return true;
         }
+        self.raise_when_written(open, signal);
+        false
+    }
+
+    /// Whether more waits for the disk than may; when it does, `signal` is raised once more is written.
+    pub(crate) fn is_crowded(&self, signal: Option<&Arc<Signal>>) -> bool {
+        if !self.has_crowd() {
+            return false;
+        }
+        let open = &mut *self.shared.open.lock();
+        let crowded = self.has_crowd() && open.failed.is_none();
+        if crowded {
+            self.raise_when_written(open, signal);
+        }
+        crowded
+    }
+
+    fn raise_when_written(&self, open: &mut Open, signal: Option<&Arc<Signal>>) {
         if let Some(signal) = signal
             && !open.signals.last().is_some_and(|last| Arc::ptr_eq(last, signal))
         {
             open.signals.push(Arc::clone(signal));
         }
         self.shared.wake.notify_one();
-        false
+    }
+
+    fn has_crowd(&self) -> bool {
+        self.shared.queued_bytes.load(Ordering::Relaxed) > self.queue_bytes_max
     }
 
     /// Whether there is no room on disk.
@@ -208,8 +229,7 @@ impl Journal {
     pub(crate) async fn room(&self) {
         loop {
             let room = self.shared.room.notified();
-            let crowded = self.shared.queued_bytes.load(Ordering::Relaxed) > self.queue_bytes_max;
-            if !crowded || self.is_stuck() {
+            if !self.has_crowd() || self.is_stuck() {
                 return;
             }
             room.await;

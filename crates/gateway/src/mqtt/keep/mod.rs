@@ -16,6 +16,7 @@
 //!   and else takes the record back, so that the client sends it anew.
 
 mod compact;
+pub(crate) mod fuzz;
 mod image;
 mod journal;
 mod record;
@@ -108,7 +109,7 @@ impl Keeper {
         let (journal, image) = Journal::open(&store.path, journal_config, metrics)?;
         let mut keeper = Self::volatile(config);
         keeper.journal = Some(journal);
-        keeper.next_session = AtomicU64::new(image.last_session + 1);
+        keeper.next_session = AtomicU64::new(image.last_session.saturating_add(1));
         Ok((keeper, image))
     }
 
@@ -135,6 +136,11 @@ impl Keeper {
     /// Whether a record is durable; when it is not, `signal` is raised once more is.
     pub(crate) fn is_durable_to(&self, position: u64, signal: Option<&Arc<Signal>>) -> bool {
         position == 0 || self.journal.as_ref().is_none_or(|journal| journal.is_durable(position, signal))
+    }
+
+    /// Whether too much waits for the disk; if so, `signal` is raised once less does.
+    pub(crate) fn is_crowded(&self, signal: Option<&Arc<Signal>>) -> bool {
+        self.journal.as_ref().is_some_and(|journal| journal.is_crowded(signal))
     }
 
     /// Whether nothing can be kept now.

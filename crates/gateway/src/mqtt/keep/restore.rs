@@ -99,7 +99,10 @@ pub(crate) fn restore(image: &Image, keeper: &Arc<Keeper>, broker: impl Fn(&str)
             );
         }
     }
-    for (&id, kept) in &image.sessions {
+    // Of several sessions of a client, which only damage leaves, the last one counts.
+    let mut sessions: Vec<_> = image.sessions.iter().collect();
+    sessions.sort_unstable_by_key(|(id, _)| **id);
+    for (&id, kept) in sessions {
         broker(&kept.realm).restore(id, kept, image, &mut messages);
     }
     tracing::info!(

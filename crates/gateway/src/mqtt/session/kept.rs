@@ -45,8 +45,8 @@ pub(crate) enum Place {
 
 /// The packet identifier of a kept message: the same after a restart.
 pub(super) fn packet_id_of(seq: u64) -> u16 {
-    // From 1 to 65,535.
-    ((seq - 1) % u64::from(u16::MAX)) as u16 + 1
+    // From 1 to 65,535; numbers begin with 1.
+    (seq.wrapping_sub(1) % u64::from(u16::MAX)) as u16 + 1
 }
 
 impl Session {
@@ -244,6 +244,8 @@ impl Session {
         for (&seq, waiting) in &kept.queue {
             let packet_id = packet_id_of(seq);
             match waiting {
+                // After damage, one that is over may be left.
+                Waiting::Released if state.position(packet_id).is_some() => session.record_finished(seq),
                 Waiting::Released => {
                     state.traffic.outgoing.push_back(Outgoing { packet_id, seq, stage: Stage::Released });
                 }

@@ -24,14 +24,15 @@ fn filter(text: &str) -> Filter<'_> {
 }
 
 fn ids(subscriptions: &Subscriptions, topic: &str) -> Vec<u64> {
-    let mut ids: Vec<_> = subscriptions.targets(topic, 0).iter().map(|target| target.session.id()).collect();
+    let mut ids: Vec<_> =
+        subscriptions.targets(topic, 0).0.iter().map(|target| target.session.id()).collect();
     ids.sort_unstable();
     ids
 }
 
 #[test]
 fn the_standards_examples() {
-    let subscriptions = Subscriptions::default();
+    let subscriptions = Subscriptions::new(false, usize::MAX);
     let filters = [
         "sport/tennis/player1/#",
         "sport/#",
@@ -45,7 +46,7 @@ fn the_standards_examples() {
         "$SYS/+/x",
     ];
     for (id, text) in filters.iter().enumerate() {
-        assert!(subscriptions.insert(filter(text), &session(id as u64), WISH));
+        assert_eq!(subscriptions.insert(filter(text), &session(id as u64), WISH), Ok(true));
     }
     assert_eq!(ids(&subscriptions, "sport/tennis/player1"), [0, 1, 2, 7]);
     assert_eq!(ids(&subscriptions, "sport/tennis/player1/score"), [0, 1, 2, 7]);
@@ -86,13 +87,13 @@ fn the_tree_agrees_with_the_rules_and_ends_empty() {
         }
         parts.join("/")
     };
-    let subscriptions = Subscriptions::default();
+    let subscriptions = Subscriptions::new(false, usize::MAX);
     let filters: Vec<String> = (0..300)
         .map(|_| text(&["a", "b", "", "+", "$x"], true))
         .filter(|filter| !filter.is_empty())
         .collect();
     for (id, text) in filters.iter().enumerate() {
-        assert!(subscriptions.insert(filter(text), &session(id as u64), WISH));
+        assert_eq!(subscriptions.insert(filter(text), &session(id as u64), WISH), Ok(true));
     }
     for _ in 0..1000 {
         let topic = text(&["a", "b", "", "c", "$x"], false);
@@ -102,7 +103,7 @@ fn the_tree_agrees_with_the_rules_and_ends_empty() {
         let fits = |(id, filter): (usize, &String)| matches(filter, &topic).then_some(id as u64);
         let wanted: Vec<u64> = filters.iter().enumerate().filter_map(fits).collect();
         assert_eq!(ids(&subscriptions, &topic), wanted, "{topic}");
-        assert_eq!(subscriptions.is_wanted(&topic), !wanted.is_empty(), "{topic}");
+        assert_eq!(subscriptions.is_wanted(&topic).0, !wanted.is_empty(), "{topic}");
     }
     for (id, text) in filters.iter().enumerate() {
         let generation = subscriptions.generation();
@@ -112,22 +113,21 @@ fn the_tree_agrees_with_the_rules_and_ends_empty() {
     }
     assert_eq!(subscriptions.len(), 0);
     assert!(subscriptions.root.read().is_empty());
+    assert_eq!(subscriptions.bytes(), 0);
 }
 
 #[test]
 fn one_target_a_session() {
-    let subscriptions = Subscriptions::default();
+    let subscriptions = Subscriptions::new(false, usize::MAX);
     let (one, two) = (session(1), session(2));
     let wish = |qos, subscription_id| Wish { qos, subscription_id, ..WISH };
-    subscriptions.insert(filter("a/#"), &one, wish(QoS::AtMostOnce, 7));
-    subscriptions.insert(
-        filter("a/+"),
-        &one,
-        Wish { retain_as_published: true, ..wish(QoS::ExactlyOnce, 8) },
-    );
-    subscriptions.insert(filter("a/b"), &two, Wish { no_local: true, ..WISH });
-    assert!(!subscriptions.insert(filter("a/b"), &two, Wish { no_local: true, ..WISH }), "replaced");
-    let targets = subscriptions.targets("a/b", two.id());
+    subscriptions.insert(filter("a/#"), &one, wish(QoS::AtMostOnce, 7)).unwrap();
+    let as_published = Wish { retain_as_published: true, ..wish(QoS::ExactlyOnce, 8) };
+    subscriptions.insert(filter("a/+"), &one, as_published).unwrap();
+    let unlocal = Wish { no_local: true, ..WISH };
+    assert_eq!(subscriptions.insert(filter("a/b"), &two, unlocal), Ok(true));
+    assert_eq!(subscriptions.insert(filter("a/b"), &two, unlocal), Ok(false), "replaced");
+    let targets = subscriptions.targets("a/b", two.id()).0;
     assert_eq!(targets.len(), 1);
     assert_eq!((targets[0].qos, targets[0].retain_as_published), (QoS::ExactlyOnce, true));
     let mut found = targets[0].subscription_ids.clone();
@@ -139,13 +139,13 @@ fn one_target_a_session() {
 
 #[test]
 fn groups_prefer_members_that_are_there() {
-    let subscriptions = Subscriptions::default();
+    let subscriptions = Subscriptions::new(false, usize::MAX);
     let (here, away) = (session(1), session(2));
     here.attach(Arc::new(Signal::default()), Duration::from_secs(1), None);
     for member in [&here, &away] {
-        subscriptions.insert(filter("$share/g/a"), member, WISH);
+        subscriptions.insert(filter("$share/g/a"), member, WISH).unwrap();
     }
-    subscriptions.insert(filter("$share/h/a"), &away, WISH);
+    subscriptions.insert(filter("$share/h/a"), &away, WISH).unwrap();
     for _ in 0..3 {
         assert_eq!(ids(&subscriptions, "a"), [1, 2], "one of each group");
     }
@@ -157,4 +157,29 @@ fn groups_prefer_members_that_are_there() {
     assert_eq!(seen, [1, 2]);
     assert!(subscriptions.remove(filter("$share/g/a"), 1) && subscriptions.remove(filter("$share/g/a"), 2));
     assert!(subscriptions.remove(filter("$share/h/a"), 2) && subscriptions.root.read().is_empty());
+    assert_eq!(subscriptions.bytes(), 0);
+}
+
+#[test]
+fn bytes_are_bounded_and_given_back() {
+    let one_deep = 10 * (NODE_BYTES + 1) + SUBSCRIBER_BYTES + 19;
+    let subscriptions = Subscriptions::new(false, one_deep + 2 * SUBSCRIBER_BYTES);
+    let (one, two) = (session(1), session(2));
+    let deep = filter("1/2/3/4/5/6/7/8/9/+");
+    assert_eq!(subscriptions.insert(deep, &one, WISH), Ok(true));
+    assert_eq!(subscriptions.bytes(), one_deep);
+    assert_eq!(subscriptions.insert(filter("1/2/3/x"), &one, WISH), Err(SubscriptionsFull));
+    assert_eq!(subscriptions.insert(deep, &one, WISH), Ok(false), "what is there is replaced");
+    assert_eq!(subscriptions.insert(deep, &two, WISH), Ok(true), "the way is there already");
+    assert!(subscriptions.remove(deep, 1) && subscriptions.remove(deep, 2));
+    assert_eq!(subscriptions.bytes(), 0);
+    // Every level may be two ways; how many were gone is told.
+    let subscriptions = Subscriptions::new(false, usize::MAX);
+    for bits in 0..256 {
+        let levels: Vec<&str> = (0..8).map(|at| if bits >> at & 1 == 1 { "a" } else { "+" }).collect();
+        subscriptions.insert(filter(&levels.join("/")), &one, WISH).unwrap();
+    }
+    let (targets, work) = subscriptions.targets("a/a/a/a/a/a/a/a", 0);
+    assert_eq!((targets.len(), work), (1, 511 + 256));
+    assert_eq!(subscriptions.is_wanted("a/a/a/a/a/a/a/a"), (true, 9), "the first is enough");
 }
