@@ -1,6 +1,7 @@
 use std::time::Instant;
 
-use catchment_store::registry::{NewToken, PasswordConfig};
+use catchment_serve::access::Access as _;
+use catchment_store::registry::{BanRecord, NewToken, PasswordConfig};
 
 use super::*;
 
