@@ -1,5 +1,7 @@
 //! `catchment check`: is this configuration sound, what do the engines resolve to, what does the machine give.
 
+#[cfg(feature = "kafka")]
+mod kafka;
 mod tls;
 
 use std::fs;
@@ -12,6 +14,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use catchment_gateway::transport::{ListenerConfig, Protocol};
 
+#[cfg(feature = "kafka")]
+use crate::engines::Engine;
 use crate::engines::{self, Seam};
 use crate::folder;
 use crate::settings::{MEMORY_BYTES_MIN, Settings};
@@ -110,7 +114,9 @@ fn partitions(number: u32) -> String {
 fn engine(settings: &Settings, seam: Seam) -> Finding {
     let url = settings.engines.get(seam);
     let shown = url.map(engines::hide_credentials).unwrap_or_default();
-    match engines::resolve(seam, url, &settings.data) {
+    match engines::resolve(seam, &settings.engines, &settings.data) {
+        #[cfg(feature = "kafka")]
+        Ok(Engine::Kafka(target)) => kafka::finding(*target, &settings.log),
         Ok(engine) => {
             let arrow = if shown.is_empty() { "" } else { " → " };
             finding(format!("engine {}", seam.name()), format!("{shown}{arrow}{engine}"), Verdict::Good)

@@ -136,7 +136,7 @@ pub(crate) struct ServeArgs {
     /// Where the PostgreSQL protocol listens [default: 127.0.0.1:5433].
     #[arg(long, value_name = "ADDR:PORT", help_heading = "Listeners")]
     pub(crate) pg: Option<SocketAddr>,
-    /// Engine of the event log [default: embedded].
+    /// Engine of the event log: kafka://HOST:PORT/TOPIC, or file:PATH [default: embedded].
     #[arg(long, value_name = "URL", help_heading = "Engines")]
     pub(crate) log: Option<String>,
     /// Engine of the history [default: embedded].

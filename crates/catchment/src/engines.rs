@@ -6,6 +6,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use catchment_eventlog::kafka::{BadTarget, KafkaConfig, KafkaTarget};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -34,7 +35,7 @@ impl Seam {
         }
     }
 
-    /// Schemes that will name an engine here, with the engine's name.
+    /// Schemes that name an engine here, or will, with the engine's name.
     const fn schemes(self) -> &'static [(&'static str, &'static str)] {
         match self {
             Self::Log => &[("kafka", "kafka")],
@@ -65,6 +66,8 @@ pub(crate) struct EngineUrls {
     pub(crate) snapshot: String,
     pub(crate) registry: String,
     pub(crate) archive: String,
+    /// What is no part of a URL of Kafka.
+    pub(crate) kafka: KafkaConfig,
 }
 
 impl EngineUrls {
@@ -88,8 +91,22 @@ pub(crate) enum Engine {
     Embedded(PathBuf),
     /// The embedded engine in this process's memory, rebuilt on start.
     Memory,
+    /// A topic of Kafka.
+    Kafka(Box<KafkaTarget>),
     /// Nothing.
     Off,
+}
+
+impl Engine {
+    /// The engine's name, as metrics have it.
+    pub(crate) const fn name(&self) -> &'static str {
+        match self {
+            Self::Embedded(_) => "embedded",
+            Self::Memory => "memory",
+            Self::Kafka(_) => "kafka",
+            Self::Off => "off",
+        }
+    }
 }
 
 impl fmt::Display for Engine {
@@ -97,6 +114,7 @@ impl fmt::Display for Engine {
         match self {
             Self::Embedded(path) => write!(f, "embedded in {}", path.display()),
             Self::Memory => f.write_str("embedded, in memory"),
+            Self::Kafka(target) => write!(f, "{target}"),
             Self::Off => f.write_str("off"),
         }
     }
@@ -111,14 +129,16 @@ pub(crate) enum BadEngine {
     Unknown { seam: Seam, url: String },
     #[error("--{} takes no file: URL; leave it away", .seam.name())]
     NoFile { seam: Seam },
+    #[error("--{}: {reason}", .seam.name())]
+    BadTarget { seam: Seam, reason: BadTarget },
 }
 
-/// What `url` means at `seam`, for a data folder.
+/// What the URL at `seam` means, for a data folder.
 ///
 /// # Errors
 /// When no engine of this build answers to it.
-pub(crate) fn resolve(seam: Seam, url: Option<&str>, data: &Path) -> Result<Engine, BadEngine> {
-    let Some(url) = url else {
+pub(crate) fn resolve(seam: Seam, urls: &EngineUrls, data: &Path) -> Result<Engine, BadEngine> {
+    let Some(url) = urls.get(seam) else {
         return Ok(match (seam, seam.folder()) {
             (_, Some(folder)) => Engine::Embedded(data.join(folder)),
             (Seam::Archive, None) => Engine::Off,
@@ -132,6 +152,13 @@ pub(crate) fn resolve(seam: Seam, url: Option<&str>, data: &Path) -> Result<Engi
             (_, None) => Err(BadEngine::NoFile { seam }),
             ("", Some(folder)) => Ok(Engine::Embedded(data.join(folder))),
             (path, Some(_)) => Ok(Engine::Embedded(PathBuf::from(path))),
+        };
+    }
+    if cfg!(feature = "kafka") && (seam, scheme) == (Seam::Log, "kafka") {
+        let target = KafkaTarget::parse(url, &urls.kafka);
+        return match target {
+            Ok(target) => Ok(Engine::Kafka(Box::new(target))),
+            Err(reason) => Err(BadEngine::BadTarget { seam, reason }),
         };
     }
     match seam.schemes().iter().find(|(known, _)| *known == scheme) {
@@ -159,23 +186,39 @@ mod tests {
     #[test]
     fn nothing_is_embedded() {
         let data = Path::new("/d");
-        let resolved = |seam| resolve(seam, None, data).unwrap();
+        let resolved = |seam| resolve(seam, &EngineUrls::default(), data).unwrap();
         assert_eq!(resolved(Seam::Log), Engine::Embedded("/d/log".into()));
         assert_eq!(resolved(Seam::Registry), Engine::Embedded("/d/registry.sqlite".into()));
         assert_eq!((resolved(Seam::Snapshot), resolved(Seam::Archive)), (Engine::Memory, Engine::Off));
-        assert_eq!(resolve(Seam::Log, Some("file:"), data), Ok(Engine::Embedded("/d/log".into())));
-        assert_eq!(
-            resolve(Seam::Log, Some("file:///fast/log"), data),
-            Ok(Engine::Embedded("/fast/log".into()))
+        let resolved = |url: &str| resolve(Seam::Log, &log(url), data);
+        assert_eq!(resolved("file:"), Ok(Engine::Embedded("/d/log".into())));
+        assert_eq!(resolved("file:///fast/log"), Ok(Engine::Embedded("/fast/log".into())));
+    }
+
+    fn log(url: &str) -> EngineUrls {
+        EngineUrls { log: url.to_owned(), ..EngineUrls::default() }
+    }
+
+    #[test]
+    #[cfg(feature = "kafka")]
+    fn kafka_is_named_without_its_password() {
+        let engine = resolve(Seam::Log, &log("kafka://u:secret@h/t"), Path::new("/d")).unwrap();
+        assert_eq!((engine.name(), engine.to_string().as_str()), ("kafka", "kafka://h:9092/t"));
+        assert!(!format!("{engine:?}").contains("secret"));
+        let error =
+            resolve(Seam::Log, &log("kafka://u:secret@h/t?x=1"), Path::new("/d")).unwrap_err().to_string();
+        assert!(
+            error.starts_with("--log: a Kafka URL takes security,") && !error.contains("secret"),
+            "{error}"
         );
     }
 
     #[test]
     fn absent_engines_answer_by_name() {
-        let error =
-            resolve(Seam::Log, Some("kafka://u:secret@h/t"), Path::new("/d")).unwrap_err().to_string();
-        assert!(error.starts_with("the engine kafka is not in this build;"), "{error}");
-        let error = resolve(Seam::Log, Some("redis://u:secret@h"), Path::new("/d")).unwrap_err().to_string();
+        let urls = EngineUrls { snapshot: "redis://u:secret@h".to_owned(), ..EngineUrls::default() };
+        let error = resolve(Seam::Snapshot, &urls, Path::new("/d")).unwrap_err().to_string();
+        assert!(error.starts_with("the engine redis is not in this build;"), "{error}");
+        let error = resolve(Seam::Log, &log("redis://u:secret@h"), Path::new("/d")).unwrap_err().to_string();
         assert!(error.contains("kafka://…") && !error.contains("secret"), "{error}");
     }
 

@@ -323,7 +323,7 @@ fn log_error(error: &LogError) -> HttpError {
             HttpError::unavailable("shutting_down", "the server is shutting down; nothing was kept")
                 .hint("send again when it is back")
         }
-        LogError::Failed { .. } | LogError::NoSuchPartition { .. } => {
+        LogError::Failed { .. } | LogError::Refused { .. } | LogError::NoSuchPartition { .. } => {
             tracing::error!(%error, "the event log failed");
             HttpError::unavailable(
                 "log_failed",
