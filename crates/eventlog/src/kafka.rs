@@ -7,8 +7,8 @@
 //!   keeps none for us.
 //! - *Retention*: a topic that we make has none of Kafka's own. What history has committed and what is older than
 //!   `log.retention_hours` is deleted by us (DeleteRecords), nothing else. With `trim=false` Kafka's own retention counts.
-//! - The topic belongs to one platform. Others may read it, see [`record`](self) for its layout in `docs/adr`; who writes to
-//!   it with transactions or compacts it makes gaps, which are told as skipped.
+//! - The topic belongs to one platform. Others may read it: `record` tells how an event is laid out. Who writes to it with
+//!   transactions, or compacts it, makes gaps, which are told as skipped.
 //!
 //! Batches of one process lie together in a partition; with several gateways, records of theirs may lie between.
 

@@ -84,9 +84,18 @@ impl ClientContext for Context {
                 *self.health.fatal.lock() = Some(reason.to_owned());
             }
             // One broker of several, or a connection that was idle: others serve.
-            Some(RDKafkaErrorCode::BrokerTransportFailure) => {
+            Some(RDKafkaErrorCode::BrokerTransportFailure | RDKafkaErrorCode::Resolve) => {
                 tracing::debug!(reason, "a broker has gone");
                 *self.health.connection.lock() = Some(reason.to_owned());
+            }
+            // Comes after what was wrong with the last of them, which tells more.
+            Some(RDKafkaErrorCode::AllBrokersDown) => {
+                let last = self.health.connection.lock().clone();
+                self.health.bad(last.as_deref().unwrap_or(reason));
+            }
+            Some(RDKafkaErrorCode::Authentication) => {
+                *self.health.connection.lock() = Some(reason.to_owned());
+                self.health.bad(reason);
             }
             // We are in no group, and need no right to one.
             Some(RDKafkaErrorCode::GroupAuthorizationFailed) => {}

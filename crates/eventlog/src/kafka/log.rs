@@ -135,7 +135,6 @@ impl KafkaLog {
         let context = Context::default();
         let asker = Asker::new(target, &context, config.cache_bytes_max)?;
         let count = asker.partitions(config.partitions, config.partitions_of_new(), &runtime)?;
-        let admin = asker.admin()?;
         let cluster = asker.probe()?.cluster.unwrap_or_default();
         let consumer = Arc::new(asker.consumer);
         let topic: Arc<str> = target.topic.as_str().into();
@@ -180,7 +179,7 @@ impl KafkaLog {
         let retention = Duration::from_secs(u64::from(config.retention_hours) * 3600);
         let watch = Watch {
             consumer: Arc::clone(&consumer),
-            admin,
+            admin_settings: settings(target)?,
             context,
             topic,
             partitions,

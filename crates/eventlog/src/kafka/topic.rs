@@ -61,7 +61,7 @@ impl<'a> Asker<'a> {
         Ok(Self { target, consumer, context: context.clone(), admin_settings: base })
     }
 
-    pub(super) fn admin(&self) -> Result<AdminClient<Context>, KafkaError> {
+    fn admin(&self) -> Result<AdminClient<Context>, KafkaError> {
         let admin = self.admin_settings.create_with_context(self.context.clone());
         admin.map_err(|error| KafkaError::refused(self.target, "make a client for", &error))
     }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use catchment_types::Offset;
 use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
 use tokio::runtime::Handle;
@@ -32,7 +33,8 @@ pub(super) fn serve_events(consumer: &BaseConsumer<Context>, stop: &AtomicBool) 
 /// What looks after the partitions.
 pub(super) struct Watch {
     pub(super) consumer: Arc<BaseConsumer<Context>>,
-    pub(super) admin: AdminClient<Context>,
+    /// Of the client that deletes, which is made when there is something to delete.
+    pub(super) admin_settings: ClientConfig,
     pub(super) context: Context,
     pub(super) topic: Arc<str>,
     pub(super) partitions: Vec<Arc<Partition>>,
@@ -44,13 +46,13 @@ pub(super) struct Watch {
 impl Watch {
     /// Looks until the other end of `stop` is gone.
     pub(super) fn run(&self, stop: &Receiver<()>) {
-        let mut trimmed = Instant::now();
+        let mut trimmed: Option<Instant> = None;
         while stop.recv_timeout(LOOK_EVERY) == Err(RecvTimeoutError::Timeout) {
             if !self.look() {
                 continue;
             }
-            if trimmed.elapsed() >= TRIM_EVERY {
-                trimmed = Instant::now();
+            if trimmed.is_none_or(|last| last.elapsed() >= TRIM_EVERY) {
+                trimmed = Some(Instant::now());
                 self.trim();
             }
         }
@@ -113,8 +115,15 @@ impl Watch {
             return;
         }
         let options = AdminOptions::new().request_timeout(Some(ANSWER_MAX));
-        match self.runtime.block_on(self.admin.delete_records(&deleted, &options)) {
-            Ok(_) => tracing::debug!(partitions = deleted.count(), "old records are deleted"),
+        let admin: Result<AdminClient<Context>, _> =
+            self.admin_settings.create_with_context(self.context.clone());
+        let deleting =
+            admin.and_then(|admin| self.runtime.block_on(admin.delete_records(&deleted, &options)));
+        match deleting {
+            Ok(_) => {
+                tracing::debug!(partitions = deleted.count(), "old records are deleted");
+                self.look();
+            }
             Err(error) => tracing::warn!(%error, "old records could not be deleted; the topic grows"),
         }
     }
