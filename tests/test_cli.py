@@ -218,7 +218,7 @@ def test_a_bad_variable_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("flag", "url"),
     [
-        ("--log", "kafka://k:9092"),
+        ("--archive", "s3://b"),
         ("--history", "clickhouse://c"),
         ("--registry", "postgres://p"),
         ("--snapshot", "redis://r"),

@@ -54,8 +54,10 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
 ];
 
 /// Words that only one folder's code may say, with that folder's neighbours that may too.
-const ENGINE_NAMES: &[(&str, &[&str])] =
-    &[("eventlog::embedded", &["crates/catchment/", "crates/eventlog/", "xtask/"])];
+const ENGINE_NAMES: &[(&str, &[&str])] = &[
+    ("eventlog::embedded", &["crates/catchment/", "crates/eventlog/", "xtask/"]),
+    ("eventlog::kafka", &["crates/catchment/", "crates/eventlog/", "xtask/"]),
+];
 
 /// First folders of the paths that documents name.
 const TOP_FOLDERS: &[&str] =

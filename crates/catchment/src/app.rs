@@ -8,11 +8,12 @@
 //! A stop is bounded; whatever it does not get done is done again from the log at the next start.
 
 mod listeners;
+mod log;
 mod metrics;
 mod platform;
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -20,7 +21,6 @@ use anyhow::{Context, bail};
 use catchment_decode::Decoders;
 use catchment_distribute::{DistributeConfig, DistributeMetrics, Distributor, Parts};
 use catchment_eventlog::EventLog;
-use catchment_eventlog::embedded::EmbeddedLog;
 use catchment_gateway::bridge::BridgeMetrics;
 use catchment_gateway::transport::{Protocol, TransportMetrics};
 use catchment_gateway::{Admission, Gateway, GatewayMetrics, SessionStore};
@@ -120,7 +120,7 @@ struct App {
     folder: DataFolder,
     engines: Vec<(Seam, Engine)>,
     addresses: Addresses,
-    log: Arc<EmbeddedLog>,
+    log: Arc<dyn EventLog>,
     gateway: Arc<Gateway>,
     live: Arc<LiveHub>,
     registry: Arc<Registry>,
@@ -160,18 +160,21 @@ impl App {
         let registry = open_registry(&engines, &settings).await?;
         make_administrator(&registry, &folder).await?;
         let decoders = Arc::new(Decoders::new(registry.rule_set().await?));
-        let log = open_log(&path_of(&engines, Seam::Log)?, &settings).await?;
+        let engine = engine_of(&engines, Seam::Log)?;
+        let (log, log_identity) = log::open(engine, &settings).await?;
         let shards = shards(&settings, log.partitions());
         let history =
             History::open(&path_of(&engines, Seam::History)?, settings.history.clone(), shards.to_vec())
                 .await?;
+        let has_history = (0..log.partitions()).any(|partition| history.start_offset(partition) > 0);
+        folder.belongs_to_log(&log_identity, has_history)?;
         let restored = history.restore_snapshot().await?;
         tracing::info!(values = restored, took = ?started.elapsed(), "the snapshot is restored");
         let live = LiveHub::new(LiveConfig::default());
 
         let distribute_metrics = DistributeMetrics::default();
         let parts = Parts {
-            log: Arc::clone(&log) as Arc<dyn EventLog>,
+            log: Arc::clone(&log),
             start_offsets: (0..log.partitions()).map(|partition| history.start_offset(partition)).collect(),
             shards: shards.to_vec(),
             decoders: Arc::clone(&decoders),
@@ -194,7 +197,7 @@ impl App {
         let gateway_metrics = GatewayMetrics::default();
         let gateway = Gateway::open(
             settings.gateway.clone(),
-            Arc::clone(&log) as Arc<dyn EventLog>,
+            Arc::clone(&log),
             Arc::clone(&admission) as Arc<dyn Admission>,
             gateway_metrics.clone(),
             SessionStore { path: folder.path().join("gateway"), sync: settings.log.sync },
@@ -215,7 +218,10 @@ impl App {
         sql.metrics().register(&mut metrics);
         let pg_metrics = PgMetrics::default();
         pg_metrics.register(&mut metrics);
-        metrics.register_collector(Box::new(metrics::LogFigures(Arc::clone(&log))));
+        metrics.register_collector(Box::new(metrics::LogFigures {
+            log: Arc::clone(&log),
+            engine: engine.name(),
+        }));
 
         let platform =
             RunningPlatform::new(&engines, &addresses, &log, &history, &distributor, &gateway_metrics);
@@ -347,14 +353,19 @@ impl App {
 }
 
 fn resolve(settings: &Settings) -> anyhow::Result<Vec<(Seam, Engine)>> {
-    let resolve = |seam| Ok((seam, engines::resolve(seam, settings.engines.get(seam), &settings.data)?));
+    let resolve = |seam| Ok((seam, engines::resolve(seam, &settings.engines, &settings.data)?));
     Seam::ALL.into_iter().map(resolve).collect()
+}
+
+fn engine_of(engines: &[(Seam, Engine)], seam: Seam) -> anyhow::Result<&Engine> {
+    let found = engines.iter().find(|(other, _)| *other == seam).map(|(_, engine)| engine);
+    found.with_context(|| format!("no engine was chosen for {}", seam.name()))
 }
 
 /// The path of an engine that has one.
 fn path_of(engines: &[(Seam, Engine)], seam: Seam) -> anyhow::Result<PathBuf> {
-    match engines.iter().find(|(other, _)| *other == seam) {
-        Some((_, Engine::Embedded(path))) => Ok(path.clone()),
+    match engine_of(engines, seam)? {
+        Engine::Embedded(path) => Ok(path.clone()),
         _ => bail!("the engine {} has no folder", seam.name()),
     }
 }
@@ -413,11 +424,6 @@ async fn make_administrator(registry: &Registry, folder: &DataFolder) -> anyhow:
     Ok(())
 }
 
-async fn open_log(path: &Path, settings: &Settings) -> anyhow::Result<Arc<EmbeddedLog>> {
-    let (path, config) = (path.to_owned(), settings.log.clone());
-    Ok(tokio::task::spawn_blocking(move || EmbeddedLog::open(&path, config)).await??)
-}
-
 fn shards(settings: &Settings, partitions: u32) -> Arc<[Arc<Shard>]> {
     let config =
         ShardConfig { snapshot_bytes_max: settings.snapshot_bytes_max(partitions), ..ShardConfig::default() };
@@ -438,7 +444,7 @@ fn sql_config(settings: &Settings, folder: &DataFolder) -> anyhow::Result<SqlCon
 }
 
 /// Lets the log drop what history has committed, whenever it has.
-async fn release(log: Arc<EmbeddedLog>, history: Arc<History>) {
+async fn release(log: Arc<dyn EventLog>, history: Arc<History>) {
     let mut committed = history.subscribe_committed();
     drop(history);
     loop {

@@ -1,6 +1,8 @@
 //! `catchment check`: is this configuration sound, what do the engines resolve to, what does the machine give.
 
 mod bridges;
+#[cfg(feature = "kafka")]
+mod kafka;
 mod tls;
 
 use std::fs;
@@ -115,7 +117,7 @@ fn partitions(number: u32) -> String {
 fn engine(settings: &Settings, seam: Seam) -> Finding {
     let url = settings.engines.get(seam);
     let shown = url.map(engines::hide_credentials).unwrap_or_default();
-    match engines::resolve(seam, url, &settings.data) {
+    match engines::resolve(seam, &settings.engines, &settings.data) {
         Ok(Engine::Postgres(url)) => {
             let (found, verdict) = match probe_registry(&url) {
                 Ok(found) => (format!("{shown} → {found}"), Verdict::Good),
@@ -123,6 +125,8 @@ fn engine(settings: &Settings, seam: Seam) -> Finding {
             };
             finding(format!("engine {}", seam.name()), found, verdict)
         }
+        #[cfg(feature = "kafka")]
+        Ok(Engine::Kafka(target)) => kafka::finding(*target, &settings.log),
         Ok(engine) => {
             let arrow = if shown.is_empty() { "" } else { " → " };
             finding(format!("engine {}", seam.name()), format!("{shown}{arrow}{engine}"), Verdict::Good)

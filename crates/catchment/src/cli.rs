@@ -143,7 +143,7 @@ pub(crate) struct ServeArgs {
     /// list of processes shows it: passwords are better kept in CATCHMENT_SOURCES or [[bridges]] of the settings.
     #[arg(long = "source", value_name = "URL", help_heading = "Bridges")]
     pub(crate) sources: Vec<String>,
-    /// Engine of the event log [default: embedded].
+    /// Engine of the event log: kafka://HOST:PORT/TOPIC, or file:PATH [default: embedded].
     #[arg(long, value_name = "URL", help_heading = "Engines")]
     pub(crate) log: Option<String>,
     /// Engine of the history [default: embedded].

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use catchment_eventlog::kafka::{BadTarget, KafkaConfig, KafkaTarget};
 use catchment_store::registry::RegistryPlace;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -66,6 +67,8 @@ pub(crate) struct EngineUrls {
     pub(crate) snapshot: String,
     pub(crate) registry: String,
     pub(crate) archive: String,
+    /// What is no part of a URL of Kafka.
+    pub(crate) kafka: KafkaConfig,
 }
 
 impl EngineUrls {
@@ -91,8 +94,22 @@ pub(crate) enum Engine {
     Memory,
     /// A PostgreSQL database, by its URL.
     Postgres(String),
+    /// A topic of Kafka.
+    Kafka(Box<KafkaTarget>),
     /// Nothing.
     Off,
+}
+
+impl Engine {
+    /// The engine's name, as metrics have it.
+    pub(crate) const fn name(&self) -> &'static str {
+        match self {
+            Self::Embedded(_) => "embedded",
+            Self::Memory => "memory",
+            Self::Kafka(_) => "kafka",
+            Self::Off => "off",
+        }
+    }
 }
 
 impl fmt::Display for Engine {
@@ -101,6 +118,7 @@ impl fmt::Display for Engine {
             Self::Embedded(path) => write!(f, "embedded in {}", path.display()),
             Self::Memory => f.write_str("embedded, in memory"),
             Self::Postgres(url) => RegistryPlace::Postgres(url.clone()).fmt(f),
+            Self::Kafka(target) => write!(f, "{target}"),
             Self::Off => f.write_str("off"),
         }
     }
@@ -121,14 +139,16 @@ pub(crate) enum BadEngine {
     Unknown { seam: Seam, url: String },
     #[error("--{} takes no file: URL; leave it away", .seam.name())]
     NoFile { seam: Seam },
+    #[error("--{}: {reason}", .seam.name())]
+    BadTarget { seam: Seam, reason: BadTarget },
 }
 
-/// What `url` means at `seam`, for a data folder.
+/// What the URL at `seam` means, for a data folder.
 ///
 /// # Errors
 /// When no engine of this build answers to it.
-pub(crate) fn resolve(seam: Seam, url: Option<&str>, data: &Path) -> Result<Engine, BadEngine> {
-    let Some(url) = url else {
+pub(crate) fn resolve(seam: Seam, urls: &EngineUrls, data: &Path) -> Result<Engine, BadEngine> {
+    let Some(url) = urls.get(seam) else {
         return Ok(match (seam, seam.folder()) {
             (_, Some(folder)) => Engine::Embedded(data.join(folder)),
             (Seam::Archive, None) => Engine::Off,
@@ -146,6 +166,13 @@ pub(crate) fn resolve(seam: Seam, url: Option<&str>, data: &Path) -> Result<Engi
     }
     if let (Seam::Registry, "postgres" | "postgresql") = (seam, scheme) {
         return Ok(Engine::Postgres(url.to_owned()));
+    }
+    if cfg!(feature = "kafka") && (seam, scheme) == (Seam::Log, "kafka") {
+        let target = KafkaTarget::parse(url, &urls.kafka);
+        return match target {
+            Ok(target) => Ok(Engine::Kafka(Box::new(target))),
+            Err(reason) => Err(BadEngine::BadTarget { seam, reason }),
+        };
     }
     match seam.schemes().iter().find(|(known, _)| *known == scheme) {
         Some((_, engine)) => Err(BadEngine::NotBuilt { seam, engine }),
@@ -172,23 +199,39 @@ mod tests {
     #[test]
     fn nothing_is_embedded() {
         let data = Path::new("/d");
-        let resolved = |seam| resolve(seam, None, data).unwrap();
+        let resolved = |seam| resolve(seam, &EngineUrls::default(), data).unwrap();
         assert_eq!(resolved(Seam::Log), Engine::Embedded("/d/log".into()));
         assert_eq!(resolved(Seam::Registry), Engine::Embedded("/d/registry.sqlite".into()));
         assert_eq!((resolved(Seam::Snapshot), resolved(Seam::Archive)), (Engine::Memory, Engine::Off));
-        assert_eq!(resolve(Seam::Log, Some("file:"), data), Ok(Engine::Embedded("/d/log".into())));
-        assert_eq!(
-            resolve(Seam::Log, Some("file:///fast/log"), data),
-            Ok(Engine::Embedded("/fast/log".into()))
+        let resolved = |url: &str| resolve(Seam::Log, &log(url), data);
+        assert_eq!(resolved("file:"), Ok(Engine::Embedded("/d/log".into())));
+        assert_eq!(resolved("file:///fast/log"), Ok(Engine::Embedded("/fast/log".into())));
+    }
+
+    fn log(url: &str) -> EngineUrls {
+        EngineUrls { log: url.to_owned(), ..EngineUrls::default() }
+    }
+
+    #[test]
+    #[cfg(feature = "kafka")]
+    fn kafka_is_named_without_its_password() {
+        let engine = resolve(Seam::Log, &log("kafka://u:secret@h/t"), Path::new("/d")).unwrap();
+        assert_eq!((engine.name(), engine.to_string().as_str()), ("kafka", "kafka://h:9092/t"));
+        assert!(!format!("{engine:?}").contains("secret"));
+        let error =
+            resolve(Seam::Log, &log("kafka://u:secret@h/t?x=1"), Path::new("/d")).unwrap_err().to_string();
+        assert!(
+            error.starts_with("--log: a Kafka URL takes security,") && !error.contains("secret"),
+            "{error}"
         );
     }
 
     #[test]
     fn absent_engines_answer_by_name() {
-        let error =
-            resolve(Seam::Log, Some("kafka://u:secret@h/t"), Path::new("/d")).unwrap_err().to_string();
-        assert!(error.starts_with("the engine kafka is not in this build;"), "{error}");
-        let error = resolve(Seam::Log, Some("redis://u:secret@h"), Path::new("/d")).unwrap_err().to_string();
+        let urls = EngineUrls { snapshot: "redis://u:secret@h".to_owned(), ..EngineUrls::default() };
+        let error = resolve(Seam::Snapshot, &urls, Path::new("/d")).unwrap_err().to_string();
+        assert!(error.starts_with("the engine redis is not in this build;"), "{error}");
+        let error = resolve(Seam::Log, &log("redis://u:secret@h"), Path::new("/d")).unwrap_err().to_string();
         assert!(error.contains("kafka://…") && !error.contains("secret"), "{error}");
     }
 

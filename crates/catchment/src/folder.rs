@@ -10,6 +10,9 @@ use anyhow::{Context, bail};
 const LOCK: &str = "LOCK";
 const ADMIN_TOKEN: &str = "admin.token";
 const INSTANCE: &str = "instance";
+const LOG_IDENTITY: &str = "log.engine";
+/// What a folder without that file has had.
+const LOG_DEFAULT: &str = "embedded";
 
 /// A data folder that this process owns until the value is dropped.
 #[derive(Debug)]
@@ -83,6 +86,28 @@ impl DataFolder {
         };
         write().with_context(|| format!("{} cannot be written", path.display()))?;
         Ok(instance)
+    }
+
+    /// Refuses another log than the one whose offsets the folder's history has; without history it takes any.
+    ///
+    /// # Errors
+    /// When it is another, or the file that tells cannot be written.
+    pub(crate) fn belongs_to_log(&self, identity: &str, has_history: bool) -> anyhow::Result<()> {
+        let path = self.path.join(LOG_IDENTITY);
+        let known = std::fs::read_to_string(&path).unwrap_or_else(|_| LOG_DEFAULT.to_owned());
+        let known = known.trim();
+        if known == identity {
+            return Ok(());
+        }
+        if has_history {
+            bail!(
+                "the history in {} goes on from offsets of another event log ({known}, not {identity}): what is between them \
+                 would be lost or doubled; choose that log again with --log, or another folder with --data",
+                self.path.display()
+            );
+        }
+        std::fs::write(&path, format!("{identity}\n"))
+            .with_context(|| format!("{} cannot be written", path.display()))
     }
 
     /// Keeps the administrator's token in a file that only the owner of the process can read.
@@ -167,6 +192,18 @@ mod tests {
         );
         std::fs::write(dir.path().join(INSTANCE), "a b\n").unwrap();
         assert!(folder.instance().is_err());
+    }
+
+    #[test]
+    fn history_keeps_to_its_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = DataFolder::open(dir.path()).unwrap();
+        folder.belongs_to_log("kafka cluster a topic t", false).unwrap();
+        folder.belongs_to_log("kafka cluster a topic t", true).unwrap();
+        let error = folder.belongs_to_log("embedded", true).unwrap_err().to_string();
+        assert!(error.contains("(kafka cluster a topic t, not embedded)"), "{error}");
+        folder.belongs_to_log("embedded", false).unwrap();
+        folder.belongs_to_log("embedded", true).unwrap();
     }
 
     #[test]

@@ -207,7 +207,7 @@ impl Settings {
         anyhow::ensure!(
             missing.is_empty(),
             "this process has no role {}, but roles can only be split over processes that share engines (kafka://, …), \
-             and none of those is in this build; leave --roles away",
+             and not all of those are in this build; leave --roles away",
             missing.join(", ")
         );
         Ok(())

@@ -3,11 +3,12 @@
 //! An acknowledgement to a device means that its event is in here, at the durability the operator chose. Everything
 //! behind the log (snapshot, history, rollups) can be rebuilt from it.
 //!
-//! [`EventLog`] is the seam; [`embedded`] is the engine that runs in one data folder. Every engine passes the same
-//! [`conformance`] suite.
+//! [`EventLog`] is the seam; [`embedded`] is the engine that runs in one data folder, [`kafka`] the one for many machines.
+//! Every engine passes the same [`conformance`] suite.
 
 pub mod conformance;
 pub mod embedded;
+pub mod kafka;
 mod sync;
 
 use std::future::Future;
@@ -59,6 +60,11 @@ pub trait EventLog: Send + Sync + 'static {
 
     /// What is on disk and in the queues now.
     fn stats(&self) -> LogStats;
+
+    /// What keeps the engine from its work now, if anything does: for those who operate it.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
 
     /// Makes everything submitted durable, then refuses further work. Idempotent.
     async fn close(&self);
@@ -151,6 +157,14 @@ pub enum LogError {
         /// File or folder.
         path: PathBuf,
         /// What the system said.
+        message: String,
+    },
+    /// The engine refused this, which says nothing of what comes next. Of a batch, whether any of it is kept is unknown.
+    #[error("the event log at {path} refuses: {message}")]
+    Refused {
+        /// Folder or address.
+        path: PathBuf,
+        /// What the engine said.
         message: String,
     },
     /// No such partition.

@@ -45,6 +45,10 @@ class Kafka(Service):
         run("kafka", ["mvn", "-q", "-B", "-f", self.pom, self.copy, f"-DoutputDirectory={self.jars}"])
         stamp.write_text(wanted)
 
+    def more_settings(self, settings, ports):
+        """Settings that one of a test's own has besides."""
+        return {}
+
     def java(self, *arguments):
         """A command of Kafka's."""
         level = "-Dorg.apache.logging.log4j.level=INFO"
@@ -72,6 +76,7 @@ class Kafka(Service):
             # What a second replica does for a real cluster: little is lost with the machine.
             "log.flush.interval.ms": "1000",
         }
+        settings |= self.more_settings(settings, ports)
         path = self.folder / "server.properties"
         path.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
         if not (self.data / "meta.properties").exists():

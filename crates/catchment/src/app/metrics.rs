@@ -4,7 +4,6 @@ use std::fmt;
 use std::sync::Arc;
 
 use catchment_eventlog::EventLog;
-use catchment_eventlog::embedded::EmbeddedLog;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
@@ -12,12 +11,25 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
 
 /// `catchment_log_…`.
-#[derive(Debug)]
-pub(super) struct LogFigures(pub(super) Arc<EmbeddedLog>);
+pub(super) struct LogFigures {
+    pub(super) log: Arc<dyn EventLog>,
+    /// The engine's name.
+    pub(super) engine: &'static str,
+}
+
+impl fmt::Debug for LogFigures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "LogFigures({})", self.engine)
+    }
+}
 
 impl Collector for LogFigures {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
-        let stats = self.0.stats();
+        let stats = self.log.stats();
+        let up = ConstGauge::new(i64::from(self.log.trouble().is_none()));
+        let help = "1 while the engine of the log does its work, 0 while something keeps it from that";
+        let mut described = encoder.encode_descriptor("catchment_log_up", help, None, up.metric_type())?;
+        up.encode(described.encode_family(&[("engine", self.engine)])?)?;
         let counters = [
             ("appended_events", "Events made durable", None, stats.appended_events),
             (

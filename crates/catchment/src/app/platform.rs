@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use catchment_distribute::Distributor;
 use catchment_eventlog::EventLog;
-use catchment_eventlog::embedded::EmbeddedLog;
 use catchment_gateway::GatewayMetrics;
 use catchment_gateway::transport::Protocol;
 use catchment_serve::status::{
@@ -27,7 +26,7 @@ const LAG_EVENTS_MAX: u64 = 100_000;
 pub(super) struct RunningPlatform {
     listeners: Vec<Listener>,
     engines: Vec<EngineStatus>,
-    log: Arc<EmbeddedLog>,
+    log: Arc<dyn EventLog>,
     history: Arc<History>,
     processed: watch::Receiver<Vec<Offset>>,
     gateway: GatewayFigures,
@@ -37,7 +36,7 @@ impl RunningPlatform {
     pub(super) fn new(
         engines: &[(Seam, Engine)],
         addresses: &Addresses,
-        log: &Arc<EmbeddedLog>,
+        log: &Arc<dyn EventLog>,
         history: &Arc<History>,
         distributor: &Distributor,
         gateway: &GatewayMetrics,
@@ -116,6 +115,7 @@ impl Platform for RunningPlatform {
                 format!("partition {} is {behind} events behind the log", partition.partition)
             })
             .collect();
+        reasons.extend(self.log.trouble().map(|trouble| format!("the event log does not answer: {trouble}")));
         reasons.extend(self.failing());
         reasons
     }

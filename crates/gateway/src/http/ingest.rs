@@ -382,7 +382,7 @@ pub(super) fn log_error(error: &LogError) -> HttpError {
             .hint("send again once the operator has made room"),
         LogError::Closed => HttpError::unavailable("shutting_down", "the server is shutting down")
             .hint("send again when it is back"),
-        LogError::Failed { .. } | LogError::NoSuchPartition { .. } => {
+        LogError::Failed { .. } | LogError::Refused { .. } | LogError::NoSuchPartition { .. } => {
             tracing::error!(%error, "the event log failed");
             HttpError::unavailable(
                 "log_failed",

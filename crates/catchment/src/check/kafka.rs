@@ -1,0 +1,105 @@
+//! Whether Kafka answers, and whether its topic is fit to be the log.
+
+use std::time::Duration;
+
+use catchment_eventlog::embedded::LogConfig;
+use catchment_eventlog::kafka::{KafkaTarget, Probe, probe};
+
+use super::{Finding, Verdict};
+
+const LATENCY_HIGH: Duration = Duration::from_millis(50);
+/// What MQTT and HTTP take by default; a topic that takes less refuses events that devices were allowed to send.
+const RECORD_BYTES_MIN: u64 = 2 << 20;
+
+/// Connects, and tells what is there. Kafka has no request for its version.
+pub(super) fn finding(target: KafkaTarget, config: &LogConfig) -> Finding {
+    let shown = target.to_string();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return finding_of(shown, Verdict::Bad(error.to_string())),
+    };
+    match runtime.block_on(probe(target)) {
+        Err(error) => finding_of(shown, Verdict::Bad(error.to_string())),
+        Ok(probe) => {
+            let cluster = probe.cluster.as_deref().unwrap_or("without an identifier");
+            let brokers = match probe.brokers {
+                1 => "1 broker".to_owned(),
+                brokers => format!("{brokers} brokers"),
+            };
+            let topic = match probe.partitions {
+                Some(partitions) => format!("topic of {partitions} partitions"),
+                None => "no topic yet".to_owned(),
+            };
+            let latency_ms = probe.latency.as_secs_f64() * 1e3;
+            let found = format!(
+                "{shown} → Kafka cluster {cluster}, {brokers}, {topic}, answers in {latency_ms:.1} ms"
+            );
+            finding_of(found, verdict(&probe, config))
+        }
+    }
+}
+
+fn finding_of(found: String, verdict: Verdict) -> Finding {
+    super::finding("engine log", found, verdict)
+}
+
+fn verdict(probe: &Probe, config: &LogConfig) -> Verdict {
+    let Some(partitions) = probe.partitions else {
+        return Verdict::Note(format!(
+            "the topic will be made, with {} partitions",
+            config.partitions_of_new()
+        ));
+    };
+    if config.partitions != 0 && config.partitions != partitions {
+        return Verdict::Bad(format!(
+            "log.partitions is {}, but the topic has {partitions}: set it to {partitions} or 0, or name another topic",
+            config.partitions
+        ));
+    }
+    if !probe.leaderless.is_empty() {
+        return Verdict::Bad(format!(
+            "nobody leads the partitions {:?}: start the brokers that have them",
+            probe.leaderless
+        ));
+    }
+    if let Some(record_bytes_max) = probe.record_bytes_max.filter(|&bytes| bytes < RECORD_BYTES_MIN) {
+        return Verdict::Note(format!(
+            "it refuses events of more than {record_bytes_max} bytes: raise the topic's max.message.bytes"
+        ));
+    }
+    if probe.latency > LATENCY_HIGH {
+        return Verdict::Note("every acknowledgement waits at least that long".to_owned());
+    }
+    Verdict::Good
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_told() {
+        let good = Probe {
+            cluster: None,
+            brokers: 1,
+            partitions: Some(4),
+            leaderless: Vec::new(),
+            record_bytes_max: Some(16 << 20),
+            latency: Duration::from_millis(1),
+        };
+        let config = LogConfig { partitions: 4, ..LogConfig::default() };
+        assert_eq!(verdict(&good, &config), Verdict::Good);
+        let told = |probe: Probe, config: &LogConfig| match verdict(&probe, config) {
+            Verdict::Good => String::new(),
+            Verdict::Note(text) | Verdict::Bad(text) => text,
+        };
+        assert!(
+            told(Probe { partitions: None, ..good.clone() }, &config).contains("made, with 4 partitions")
+        );
+        assert!(told(Probe { partitions: Some(3), ..good.clone() }, &config).contains("the topic has 3"));
+        assert!(told(Probe { leaderless: vec![2], ..good.clone() }, &config).contains("[2]"));
+        assert!(
+            told(Probe { record_bytes_max: Some(1_048_588), ..good }, &config).contains("max.message.bytes")
+        );
+    }
+}

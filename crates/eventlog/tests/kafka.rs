@@ -1,0 +1,281 @@
+//! The engine on Kafka, against a real one: `CATCHMENT_TEST_KAFKA` is its `host:port`; `cargo xtask test` starts one.
+#![expect(
+    clippy::unwrap_used,
+    clippy::single_range_in_vec_init,
+    reason = "helpers of tests; gaps are lists of ranges"
+)]
+#![cfg(feature = "kafka")]
+
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use catchment_eventlog::conformance::{self, Site, append, batch, read_all};
+use catchment_eventlog::embedded::LogConfig;
+use catchment_eventlog::kafka::{KafkaConfig, KafkaLog, KafkaTarget, probe};
+use catchment_eventlog::{EventLog, LogError};
+use catchment_types::{Event, EventBatch, Timestamp};
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::{Header, Headers, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::{Message, Offset, TopicPartitionList};
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// The address of the real Kafka. Without one a test fails in CI, and says elsewhere that it was not run.
+fn kafka(test: &str) -> Option<String> {
+    let address = std::env::var("CATCHMENT_TEST_KAFKA").ok().filter(|address| !address.is_empty());
+    if address.is_none() {
+        let is_ci = std::env::var_os("CI").is_some_and(|value| !value.is_empty());
+        assert!(
+            !is_ci,
+            "CATCHMENT_TEST_KAFKA is not set: start Kafka with `cargo xtask services up --only kafka`"
+        );
+        // Around libtest, which keeps what a test that passes has printed.
+        let line = format!("NOT RUN  eventlog kafka {test}: CATCHMENT_TEST_KAFKA is not set\n");
+        let _ = std::io::stdout().write_all(line.as_bytes());
+    }
+    address
+}
+
+fn settings(address: &str) -> ClientConfig {
+    let mut settings = ClientConfig::new();
+    settings.set("bootstrap.servers", address).set("allow.auto.create.topics", "false");
+    settings
+}
+
+/// A topic that nobody else uses, deleted at the end.
+struct Topic {
+    address: String,
+    name: String,
+}
+
+impl Topic {
+    fn new(address: &str) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let moment = Timestamp::now().as_micros();
+        Self { address: address.to_owned(), name: format!("test-{}-{moment}-{number}", std::process::id()) }
+    }
+
+    fn target(&self) -> KafkaTarget {
+        let url = format!("kafka://{}/{}", self.address, self.name);
+        KafkaTarget::parse(&url, &KafkaConfig::default()).unwrap()
+    }
+
+    async fn open_with(&self, config: LogConfig) -> Arc<KafkaLog> {
+        KafkaLog::open(self.target(), config).await.unwrap()
+    }
+
+    async fn open_log(&self) -> Arc<KafkaLog> {
+        self.open_with(LogConfig { partitions: 3, ..LogConfig::default() }).await
+    }
+
+    fn admin(&self) -> AdminClient<DefaultClientContext> {
+        settings(&self.address).create().unwrap()
+    }
+}
+
+#[async_trait]
+impl Site for Topic {
+    async fn open(&self) -> Arc<dyn EventLog> {
+        self.open_log().await
+    }
+}
+
+impl Drop for Topic {
+    fn drop(&mut self) {
+        let (admin, name) = (self.admin(), self.name.clone());
+        // In a thread of its own: a runtime cannot wait inside another.
+        let deleting = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let _ = runtime.block_on(admin.delete_topics(&[&name], &AdminOptions::new()));
+        });
+        let _ = deleting.join();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn conforms() {
+    let Some(address) = kafka("conforms") else { return };
+    conformance::all(|| Box::new(Topic::new(&address))).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn others_can_read_the_records() {
+    let Some(address) = kafka("others_can_read_the_records") else { return };
+    let topic = Topic::new(&address);
+    let log = topic.open_log().await;
+    let event = Event {
+        realm: "main",
+        device_id: "pump-1",
+        event_type: "state",
+        topic: "plant/north/pump-1",
+        received_at: Timestamp(1_700_000_000_123_456),
+        content_type: "application/json",
+        tags: r#"{"area":"north"}"#,
+        mark: 0xAB,
+        payload: b"{\"rpm\":900}",
+    };
+    let mut builder = EventBatch::builder();
+    builder.push(&event).unwrap();
+    append(&*log, 2, builder.take()).await;
+
+    let consumer: BaseConsumer = settings(&address).set("group.id", "test").create().unwrap();
+    let mut assignment = TopicPartitionList::new();
+    assignment.add_partition_offset(&topic.name, 2, Offset::Beginning).unwrap();
+    consumer.assign(&assignment).unwrap();
+    let record = consumer.poll(SOON).expect("a record").unwrap();
+    assert_eq!((record.key(), record.payload()), (Some(&b"pump-1"[..]), Some(event.payload)));
+    assert_eq!(record.timestamp().to_millis(), Some(1_700_000_000_123));
+    let headers: Vec<(String, String)> = record
+        .headers()
+        .unwrap()
+        .iter()
+        .map(|header| (header.key.to_owned(), String::from_utf8_lossy(header.value.unwrap()).into_owned()))
+        .collect();
+    let expected = [
+        ("received_at", "1700000000123456"),
+        ("realm", "main"),
+        ("type", "state"),
+        ("topic", "plant/north/pump-1"),
+        ("content_type", "application/json"),
+        ("tags", r#"{"area":"north"}"#),
+        ("mark", "000000000000000000000000000000ab"),
+    ];
+    assert_eq!(headers, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_of_others_are_events_or_are_told() {
+    let Some(address) = kafka("records_of_others_are_events_or_are_told") else { return };
+    let topic = Topic::new(&address);
+    let log = topic.open_log().await;
+    let producer: BaseProducer = settings(&address).create().unwrap();
+    let send = |key: &[u8], payload: &str, headers: OwnedHeaders| {
+        producer
+            .send(BaseRecord::to(&topic.name).partition(0).key(key).payload(payload).headers(headers))
+            .unwrap();
+    };
+    let header = |value| OwnedHeaders::new().insert(Header { key: "type", value: Some(value) });
+    send(b"a", "plain", OwnedHeaders::new());
+    send(b"\xff", "no name", OwnedHeaders::new());
+    send(b"b", "typed", header("state"));
+    send(b"c", "too long", header(&"t".repeat(300)));
+    producer.flush(SOON).unwrap();
+
+    let mut events = Vec::new();
+    let (mut next, mut skipped) = (0, Vec::new());
+    while next < 4 {
+        let read = tokio::time::timeout(SOON, log.read(0, next, 1 << 20)).await.expect("soon").unwrap();
+        for event in read.blocks.iter().flat_map(|block| &block.events) {
+            let payload = String::from_utf8_lossy(event.payload).into_owned();
+            events.push((
+                event.realm.to_owned(),
+                event.device_id.to_owned(),
+                event.event_type.to_owned(),
+                payload,
+            ));
+        }
+        skipped.extend(read.skipped);
+        next = read.next;
+    }
+    let event =
+        |device: &str, kind: &str, payload: &str| ["main", device, kind, payload].map(str::to_owned).into();
+    assert_eq!(events, [event("a", "unknown", "plain"), event("b", "state", "typed")]);
+    assert_eq!(skipped, [1..2, 3..4]);
+    assert_eq!(log.stats().corrupted_blocks, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_at_different_places_take_turns() {
+    let Some(address) = kafka("readers_at_different_places_take_turns") else { return };
+    let topic = Topic::new(&address);
+    let log = topic.open_log().await;
+    let texts: Vec<String> = (0..5000).map(|number| format!("{number:05}{}", "x".repeat(200))).collect();
+    append(&*log, 0, batch(&texts)).await;
+    let end = log.range(0).end;
+    let readers = [0, 10, 2500, 4000].map(|begin| {
+        let (log, texts) = (log.clone(), texts.clone());
+        tokio::spawn(async move {
+            let mut next = begin;
+            while next < end {
+                let read =
+                    tokio::time::timeout(SOON, log.read(0, next, 100 << 10)).await.expect("a turn").unwrap();
+                for (offset, text) in conformance::events_from(&read, next) {
+                    assert_eq!(text, texts[offset as usize]);
+                }
+                assert_eq!(read.skipped, Vec::<std::ops::Range<u64>>::new());
+                next = read.next;
+            }
+        })
+    });
+    let waits_at_the_end = tokio::spawn({
+        let log = log.clone();
+        async move { log.read(0, end, 1).await }
+    });
+    for reader in readers {
+        reader.await.unwrap();
+    }
+    append(&*log, 0, batch(["last"])).await;
+    let last = tokio::time::timeout(SOON, waits_at_the_end).await.expect("soon").unwrap().unwrap();
+    assert_eq!(conformance::events_from(&last, end), [(end, "last".to_owned())]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_deleted_is_told_as_skipped() {
+    let Some(address) = kafka("what_was_deleted_is_told_as_skipped") else { return };
+    let topic = Topic::new(&address);
+    let log = topic.open_log().await;
+    append(&*log, 1, batch(["a", "b", "c", "d"])).await;
+    log.close().await;
+    drop(log);
+    let mut before = TopicPartitionList::new();
+    before.add_partition_offset(&topic.name, 1, Offset::Offset(3)).unwrap();
+    topic.admin().delete_records(&before, &AdminOptions::new()).await.unwrap();
+
+    let log = topic.open_log().await;
+    assert_eq!(log.range(1), 3..4);
+    let read = tokio::time::timeout(SOON, log.read(1, 1, 1 << 20)).await.expect("soon").unwrap();
+    assert_eq!((read.skipped, read.next), (vec![1..3], 4));
+    assert_eq!(read_all(&*log, 1).await, [(3, "d".to_owned())]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_does_not_fit_is_refused_with_advice() {
+    let Some(address) = kafka("what_does_not_fit_is_refused_with_advice") else { return };
+    let topic = Topic::new(&address);
+    assert_eq!(probe(topic.target()).await.unwrap().partitions, None, "looking makes no topic");
+    let log = topic.open_log().await;
+    let found = probe(topic.target()).await.unwrap();
+    assert_eq!((found.partitions, found.brokers >= 1), (Some(3), true));
+    assert_eq!(found.cluster.as_deref(), Some(log.cluster()));
+    assert_eq!(found.record_bytes_max, Some(16 << 20));
+    let other = LogConfig { partitions: 5, ..LogConfig::default() };
+    let error = KafkaLog::open(topic.target(), other).await.unwrap_err().to_string();
+    assert!(
+        error.contains("has 3 partitions, 5 are configured") && error.contains("log.partitions = 3"),
+        "{error}"
+    );
+    assert_eq!(topic.open_with(LogConfig::default()).await.partitions(), 3, "0 takes those that there are");
+
+    let too_large = "x".repeat(17 << 20);
+    let refused = log.submit(0, batch([&too_large])).await;
+    assert!(matches!(refused, Err(LogError::Refused { .. })), "{refused:?}");
+    append(&*log, 0, batch(["others are taken"])).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn brokers_that_do_not_answer_are_told_without_secrets() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let url = format!("kafka://user:secret@{nobody}/t?security=plaintext");
+    let target = KafkaTarget::parse(&url, &KafkaConfig::default()).unwrap();
+    let error = probe(target).await.unwrap_err().to_string();
+    assert!(error.starts_with(&format!("no broker of kafka://{nobody}/t answers: ")), "{error}");
+    assert!(error.contains("Connection refused") && !error.contains("secret"), "{error}");
+}
