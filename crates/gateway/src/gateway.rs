@@ -1,8 +1,9 @@
 //! The gateway as the composition root sees it, and what all connections share.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::future::Future;
+use std::hash::{Hash, Hasher};
 use std::io;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -65,10 +66,25 @@ pub struct Gateway {
 /// All connections, so that a stop reaches them.
 #[derive(Debug, Default)]
 struct Connections {
-    next_id: u64,
-    signals: HashMap<u64, Arc<Signal>>,
+    signals: HashSet<BySelf>,
     shut_down: bool,
 }
+
+/// A signal that is found by being the same one.
+#[derive(Debug)]
+struct BySelf(Arc<Signal>);
+
+impl Hash for BySelf {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        Arc::as_ptr(&self.0).hash(state);
+    }
+}
+impl PartialEq for BySelf {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+impl Eq for BySelf {}
 
 /// A topic that messages cannot be published to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -241,7 +257,7 @@ impl Gateway {
     pub fn disconnect_all(&self) {
         let mut connections = self.connections.lock();
         connections.shut_down = true;
-        connections.signals.values().for_each(|signal| signal.raise(SHUT_DOWN));
+        connections.signals.iter().for_each(|BySelf(signal)| signal.raise(SHUT_DOWN));
     }
 
     /// Reads from the log what an earlier process had taken in of requests that may be sent again. Call it before anything
@@ -428,11 +444,10 @@ impl Gateway {
         if connections.shut_down || connections.signals.len() >= self.config.mqtt.connections_max {
             return None;
         }
-        connections.next_id += 1;
-        let (id, signal) = (connections.next_id, Arc::new(Signal::default()));
-        connections.signals.insert(id, Arc::clone(&signal));
+        let signal = Arc::new(Signal::default());
+        connections.signals.insert(BySelf(Arc::clone(&signal)));
         self.metrics.connections.inc();
-        Some(Registered { gateway: Arc::clone(self), id, signal })
+        Some(Registered { gateway: Arc::clone(self), signal })
     }
 
     fn sweep_retained(&self) {
@@ -451,13 +466,12 @@ impl Gateway {
 #[derive(Debug)]
 pub(crate) struct Registered {
     pub(crate) gateway: Arc<Gateway>,
-    id: u64,
     pub(crate) signal: Arc<Signal>,
 }
 
 impl Drop for Registered {
     fn drop(&mut self) {
-        self.gateway.connections.lock().signals.remove(&self.id);
+        self.gateway.connections.lock().signals.remove(&BySelf(Arc::clone(&self.signal)));
         self.gateway.metrics.connections.dec();
     }
 }
@@ -467,7 +481,7 @@ impl Drop for Registered {
 async fn recheck(gateway: Weak<Gateway>, mut changes: watch::Receiver<u64>) {
     while changes.changed().await.is_ok() {
         let Some(gateway) = gateway.upgrade() else { return };
-        gateway.connections.lock().signals.values().for_each(|signal| signal.raise(RECHECK));
+        gateway.connections.lock().signals.iter().for_each(|BySelf(signal)| signal.raise(RECHECK));
         drop(gateway);
         tokio::time::sleep(RECHECK_REST).await;
     }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::broker::{Attach, AttachError, Attached, Broker};
+use super::broker::{Attach, AttachError, Attached, Broker, ByClientId};
 use super::delivery::Delivery;
 use super::keep::{Image, KeptSession, Origin, Queued, Record};
 use super::message::Message;
@@ -165,7 +165,7 @@ impl Broker {
                 self.subscriptions.insert(filter, &session, wish);
             }
         }
-        self.sessions.lock().insert(session.shared_client_id(), Arc::clone(&session));
+        self.sessions.lock().replace(ByClientId(Arc::clone(&session)));
         self.schedule(&session, due.max(Instant::now()));
         let sessions = self.sessions.lock().len();
         self.metrics.sessions.set(i64::try_from(sessions).unwrap_or(i64::MAX));

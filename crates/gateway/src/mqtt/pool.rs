@@ -19,6 +19,8 @@ pub(crate) struct Workspace {
 /// Spare workspaces.
 #[derive(Debug)]
 pub(crate) struct Pool {
+    /// Boxed, since they are handed from future to future, which would have room for a whole one each.
+    #[expect(clippy::vec_box)]
     spares: Mutex<Vec<Box<Workspace>>>,
     partitions: u32,
 }
