@@ -93,7 +93,12 @@ def measure(options, program, topics):
         with Mosquitto(program) as peer:
             theirs = run(options, "--target", f"127.0.0.1:{peer.port}", "--pid", peer.process.pid)
         pairs.append((ours, theirs))
-        print(f"{topics}: pair {number + 1} of {options.pairs}", file=sys.stderr)
+        told = "; ".join(
+            f"{one['connections']} connections, QoS {one['qos']}: {one['gateway_and_log_cpu_seconds_per_million']}"
+            f" and {other['server_cpu_seconds_per_million']} CPU-s a million"
+            for one, other in zip(ours, theirs)
+        )
+        print(f"{topics}, pair {number + 1} of {options.pairs}: {told}", file=sys.stderr, flush=True)
     return pairs
 
 

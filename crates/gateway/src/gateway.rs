@@ -1,8 +1,9 @@
 //! The gateway as the composition root sees it, and what all connections share.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::future::Future;
+use std::hash::{Hash, Hasher};
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -74,10 +75,25 @@ pub struct Gateway {
 /// All connections, so that a stop reaches them.
 #[derive(Debug, Default)]
 struct Connections {
-    next_id: u64,
-    signals: HashMap<u64, Arc<Signal>>,
+    signals: HashSet<BySelf>,
     shut_down: bool,
 }
+
+/// A signal that is found by being the same one.
+#[derive(Debug)]
+struct BySelf(Arc<Signal>);
+
+impl Hash for BySelf {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        Arc::as_ptr(&self.0).hash(state);
+    }
+}
+impl PartialEq for BySelf {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+impl Eq for BySelf {}
 
 /// A topic that messages cannot be published to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -253,7 +269,7 @@ impl Gateway {
     pub fn disconnect_all(&self) {
         let mut connections = self.connections.lock();
         connections.shut_down = true;
-        connections.signals.values().for_each(|signal| signal.raise(SHUT_DOWN));
+        connections.signals.iter().for_each(|BySelf(signal)| signal.raise(SHUT_DOWN));
     }
 
     /// Reads from the log what an earlier process had taken in of requests and by bridges that may be sent again. Call it before anything
@@ -485,7 +501,8 @@ impl Gateway {
     /// Has every connection find out whether its client may stay. Gives those that are there.
     fn tell_of_change(&self, change: u64) -> Vec<Arc<Signal>> {
         self.admission_change.store(change, Ordering::Release);
-        let signals: Vec<_> = self.connections.lock().signals.values().cloned().collect();
+        let signals: Vec<_> =
+            self.connections.lock().signals.iter().map(|BySelf(signal)| Arc::clone(signal)).collect();
         signals.iter().for_each(|signal| signal.raise(RECHECK));
         signals
     }
@@ -495,11 +512,10 @@ impl Gateway {
         if connections.shut_down || connections.signals.len() >= self.config.mqtt.connections_max {
             return None;
         }
-        connections.next_id += 1;
-        let (id, signal) = (connections.next_id, Arc::new(Signal::default()));
-        connections.signals.insert(id, Arc::clone(&signal));
+        let signal = Arc::new(Signal::default());
+        connections.signals.insert(BySelf(Arc::clone(&signal)));
         self.metrics.connections.inc();
-        Some(Registered { gateway: Arc::clone(self), id, signal })
+        Some(Registered { gateway: Arc::clone(self), signal })
     }
 
     fn sweep_retained(&self) {
@@ -518,28 +534,23 @@ impl Gateway {
 #[derive(Debug)]
 pub(crate) struct Registered {
     pub(crate) gateway: Arc<Gateway>,
-    id: u64,
     pub(crate) signal: Arc<Signal>,
 }
-
-/// The id of a connection that is not among those that came to us.
-const APART: u64 = 0;
 
 impl Registered {
     /// For a connection that we opened: it counts for no limit, and who opened it ends it.
     pub(crate) fn apart(gateway: &Arc<Gateway>, signal: &Arc<Signal>) -> Self {
-        Self { gateway: Arc::clone(gateway), id: APART, signal: Arc::clone(signal) }
+        Self { gateway: Arc::clone(gateway), signal: Arc::clone(signal) }
     }
 }
 
 impl Drop for Registered {
     fn drop(&mut self) {
-        if self.id == APART {
-            return;
-        }
         self.signal.leave();
-        self.gateway.connections.lock().signals.remove(&self.id);
-        self.gateway.metrics.connections.dec();
+        // One that is apart is not among them.
+        if self.gateway.connections.lock().signals.remove(&BySelf(Arc::clone(&self.signal))) {
+            self.gateway.metrics.connections.dec();
+        }
     }
 }
 

@@ -3,8 +3,10 @@
 //! Lock order: the map of sessions, then one session, then nothing. The subscription tree is never held while a session
 //! is locked, nor the other way round.
 
+use std::borrow::Borrow;
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BinaryHeap, HashSet};
+use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -64,6 +66,27 @@ pub(crate) enum AttachError {
     NotKept,
 }
 
+/// A session as the set of all finds it: by its client id, which is not written a second time.
+#[derive(Debug)]
+pub(super) struct ByClientId(pub(super) Arc<Session>);
+
+impl Borrow<str> for ByClientId {
+    fn borrow(&self) -> &str {
+        self.0.client_id()
+    }
+}
+impl Hash for ByClientId {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.client_id().hash(state);
+    }
+}
+impl PartialEq for ByClientId {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.client_id() == other.0.client_id()
+    }
+}
+impl Eq for ByClientId {}
+
 #[derive(Debug)]
 struct Timer {
     due: Instant,
@@ -95,7 +118,7 @@ pub(crate) struct Broker {
     pub(crate) retained: Retained,
     /// The server's own figures. They count for no limit, are not kept, and nobody else can write them.
     pub(super) sys: Retained,
-    pub(super) sessions: Mutex<HashMap<Arc<str>, Arc<Session>, RandomState>>,
+    pub(super) sessions: Mutex<HashSet<ByClientId, RandomState>>,
     /// When sessions without a connection have something to do, earliest first.
     timers: Mutex<BinaryHeap<Reverse<Timer>>>,
     pub(crate) keeper: Arc<Keeper>,
@@ -150,7 +173,7 @@ impl Broker {
 
     fn try_attach(&self, request: &Attach<'_>) -> Result<Result<Attached, Arc<Session>>, AttachError> {
         let mut sessions = self.sessions.lock();
-        let old = sessions.get(request.client_id).cloned();
+        let old = sessions.get(&**request.client_id).map(|ByClientId(session)| Arc::clone(session));
         if old.as_ref().is_some_and(|session| session.owner() != request.owner) {
             return Err(AttachError::Foreign);
         }
@@ -169,7 +192,7 @@ impl Broker {
             }
             (None, _) => {
                 let session = self.new_session(request);
-                sessions.insert(session.shared_client_id(), Arc::clone(&session));
+                sessions.replace(ByClientId(Arc::clone(&session)));
                 session
             }
         };
@@ -216,10 +239,10 @@ impl Broker {
     /// Ends sessions whose client ids say that nobody comes for them any more; how many.
     pub(crate) fn end_sessions(&self, is_over: impl Fn(&str) -> bool) -> usize {
         let mut sessions = self.sessions.lock();
-        let over: Vec<_> = sessions.extract_if(|client_id, _| is_over(client_id)).collect();
+        let over: Vec<_> = sessions.extract_if(|ByClientId(session)| is_over(session.client_id())).collect();
         self.metrics.sessions.set(i64::try_from(sessions.len()).unwrap_or(i64::MAX));
         drop(sessions);
-        for (_, session) in &over {
+        for ByClientId(session) in &over {
             self.end(session);
         }
         over.len()
@@ -332,7 +355,8 @@ impl Broker {
 impl Broker {
     /// Asserts that sessions are within their bounds, and that each subscription is in its session and in the tree.
     pub(crate) fn check(&self) {
-        let sessions: Vec<_> = self.sessions.lock().values().cloned().collect();
+        let sessions: Vec<_> =
+            self.sessions.lock().iter().map(|ByClientId(session)| Arc::clone(session)).collect();
         let filters: usize = sessions.iter().map(|session| session.check()).sum();
         assert_eq!(filters, self.subscriptions.len(), "sessions and the tree have the same subscriptions");
         assert!(sessions.len() <= self.sessions_max);

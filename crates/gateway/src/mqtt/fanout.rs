@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::broker::{Attach, AttachError, Attached, Broker};
+use super::broker::{Attach, AttachError, Attached, Broker, ByClientId};
 use super::delivery::Delivery;
 use super::keep::{Image, KeptSession, Origin, Queued, Record};
 use super::message::Message;
@@ -188,8 +188,8 @@ impl Broker {
                 );
             }
         }
-        let older = self.sessions.lock().insert(session.shared_client_id(), Arc::clone(&session));
-        if let Some(older) = older {
+        let older = self.sessions.lock().replace(ByClientId(Arc::clone(&session)));
+        if let Some(ByClientId(older)) = older {
             // The record of its end is damaged.
             self.end(&older);
         }

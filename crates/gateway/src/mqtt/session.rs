@@ -218,11 +218,6 @@ impl Session {
         &self.client_id
     }
 
-    /// The same, to be held on to.
-    pub(crate) fn shared_client_id(&self) -> Arc<str> {
-        Arc::clone(&self.client_id)
-    }
-
     pub(crate) fn is_connected(&self) -> bool {
         self.kept.connected.load(Ordering::Relaxed)
     }
