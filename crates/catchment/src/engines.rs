@@ -106,6 +106,7 @@ impl Engine {
         match self {
             Self::Embedded(_) => "embedded",
             Self::Memory => "memory",
+            Self::Postgres(_) => "postgres",
             Self::Kafka(_) => "kafka",
             Self::Off => "off",
         }
@@ -237,7 +238,8 @@ mod tests {
 
     #[test]
     fn a_registry_in_postgresql_hides_its_password() {
-        let engine = resolve(Seam::Registry, Some("postgresql://u:secret@h/d"), Path::new("/d")).unwrap();
+        let urls = EngineUrls { registry: "postgresql://u:secret@h/d".to_owned(), ..EngineUrls::default() };
+        let engine = resolve(Seam::Registry, &urls, Path::new("/d")).unwrap();
         assert_eq!(engine.to_string(), "postgresql://h/d");
         assert_eq!(format!("{engine:?}"), "postgresql://h/d");
     }
