@@ -82,6 +82,8 @@ def test_both_outlive_the_database(new_server, tmp_path, monkeypatch, request):
     one, two = start_pair(new_server, new_database(postgres.up()))
     admin = one.token
     assert rest(two, "POST", "/api/v1/devices/x/events/state", admin, json={"v": 1}).status_code == 200
+    # The registry is asked about a device that has no values yet.
+    eventually(lambda: rest(two, "GET", "/api/v1/devices/x/snapshot", admin).json().get("metrics"), what="a value")
     postgres.kill()
     # Who is known comes in, and events are kept; changes are refused and told why.
     assert rest(two, "GET", "/api/v1/devices/x/snapshot", admin).json()["metrics"]
