@@ -13,6 +13,7 @@ import time
 from collections import Counter
 
 import paho.mqtt.client as paho
+import pytest
 
 from harness import eventually
 from harness.paho_client import V3, V5, Client, Paho, connected, properties
