@@ -15,7 +15,7 @@ from harness import raw_mqtt as raw
 from harness.attacks import Attack, measure
 from harness.certificates import Authority
 from mqtt_conformance.registry import V3, V5
-from mqtt_conformance.wire import Broker, publish, subscribe
+from mqtt_conformance.wire import Broker, publish
 from test_admission import add, cli, connack, start
 from test_mqtt_slow import metric
 

@@ -32,7 +32,7 @@ use catchment_types::{Event, EventBatch, Offset, PartitionId, Timestamp};
 use crate::{EventLog, LogError, Pending, ReadBatch};
 
 /// How long something may take that must happen.
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(60);
 /// How long to look whether something happens that must not.
 const A_WHILE: Duration = Duration::from_millis(50);
 const READ_BYTES: usize = 64 << 10;

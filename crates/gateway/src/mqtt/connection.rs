@@ -92,7 +92,7 @@ pub(crate) struct Connection<S> {
     /// For 5.0 clients that allow the server aliases.
     pub(super) aliases: Option<Box<Aliases>>,
     /// QoS 2 messages that the client has not released.
-    pub(super) received_count: usize,
+    pub(super) received_count: u32,
     /// Something may wait in the session's queue.
     pub(super) deliverable: bool,
     /// Retained messages may be wanted that are not queued yet.

@@ -27,7 +27,7 @@ impl<S> Connection<S> {
             Packet::PubRec(ack) => self.release(ack),
             Packet::PubRel(ack) => {
                 let known = self.session.forget_received(ack.packet_id);
-                self.received_count -= usize::from(known);
+                self.received_count -= u32::from(known);
                 let reason = if known { Reason::Success } else { Reason::PacketIdNotFound };
                 self.confirm = true;
                 self.send_ack(AckKind::Comp, ack.packet_id, reason);

@@ -279,7 +279,7 @@ impl<S> Connection<S> {
     /// Acknowledges a message without taking it.
     fn pass_over(&mut self, packet: &Publish<'_>) {
         if packet.qos == QoS::ExactlyOnce {
-            self.received_count += usize::from(self.session.receive(packet.packet_id));
+            self.received_count += u32::from(self.session.receive(packet.packet_id));
             if self.intake.acks.owes_rec(packet.packet_id) {
                 return;
             }
@@ -292,7 +292,7 @@ impl<S> Connection<S> {
     pub(super) fn refuse_far(&mut self, packet: &Publish<'_>, reason: Reason) -> Result<(), Close> {
         let keeps_id = self.peer.version == Version::V3 && reason != Reason::QuotaExceeded;
         if packet.qos == QoS::ExactlyOnce && !keeps_id {
-            self.received_count -= usize::from(self.session.forget_received(packet.packet_id));
+            self.received_count -= u32::from(self.session.forget_received(packet.packet_id));
         }
         if reason == Reason::QuotaExceeded {
             if let Some(far) = &mut self.far {

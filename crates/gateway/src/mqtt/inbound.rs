@@ -226,7 +226,7 @@ impl<S> Connection<S> {
             }
             return Ok(false);
         }
-        let unacknowledged = self.intake.acks.publishes_qos1() + self.received_count;
+        let unacknowledged = self.intake.acks.publishes_qos1() + self.received_count as usize;
         // A broker that is a little over it at a reconnect must not be sent away for ever; what is on its way is bounded anyhow.
         if self.peer.version == Version::V5
             && self.far.is_none()
@@ -237,7 +237,7 @@ impl<S> Connection<S> {
                 detail: "more unacknowledged messages than the receive maximum",
             }));
         }
-        self.received_count += usize::from(packet.qos == QoS::ExactlyOnce);
+        self.received_count += u32::from(packet.qos == QoS::ExactlyOnce);
         Ok(true)
     }
 

@@ -6,8 +6,8 @@
 //! read must not stop the publishers.
 
 use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState;
@@ -114,6 +114,8 @@ struct State {
     expires_at: Option<Instant>,
     /// The earliest timer that the broker keeps for this session.
     timer: Option<Instant>,
+    /// For the session of a bridge.
+    outlet: Option<Arc<Outlet>>,
     ended: bool,
 }
 
@@ -167,8 +169,6 @@ pub(crate) struct Session {
     client_id: Arc<str>,
     owner: Box<str>,
     limits: QueueLimits,
-    /// For the session of a bridge.
-    outlet: OnceLock<Arc<Outlet>>,
     kept: KeptFlag,
     state: Mutex<State>,
     detached: Notify,
@@ -186,7 +186,6 @@ impl Session {
             client_id: client_id.into(),
             owner: Box::default(),
             limits,
-            outlet: OnceLock::new(),
             kept: KeptFlag::new(keeper),
             state: Mutex::default(),
             detached: Notify::new(),
@@ -385,7 +384,7 @@ impl Session {
     /// Queues messages that belong together, if the queue has room for the first.
     pub(crate) fn enqueue_all(&self, deliveries: impl Iterator<Item = Delivery>) -> Result<(), QueueFull> {
         let state = &mut *self.state.lock();
-        if state.traffic.is_full(self.limits()) {
+        if state.traffic.is_full(self.limits(state)) {
             return Err(QueueFull);
         }
         for delivery in deliveries {
@@ -421,13 +420,13 @@ impl Session {
             }
             let Some(delivery) = state.traffic.queue.pop_front() else { break };
             state.traffic.queue_bytes -= delivery.message.size();
-            if let Some(outlet) = self.outlet.get()
+            if let Some(outlet) = &state.outlet
                 && !outlet.admit(&delivery.message, delivery.retain, &mut outbound)
             {
                 self.record_finished(delivery.seq);
                 continue;
             }
-            let outbound = self.outlet.get().map(|_| &outbound);
+            let outbound = state.outlet.as_ref().map(|_| &outbound);
             let expiry_s = match delivery.message.expiry_left_s() {
                 Ok(left) => left,
                 // Expiry stops a message that was sent before no more (5.0, 4.3.3).
@@ -496,8 +495,9 @@ impl Session {
     }
 
     /// QoS 2 messages that the client has not released.
-    pub(crate) fn received_count(&self) -> usize {
-        self.state.lock().traffic.received.len()
+    pub(crate) fn received_count(&self) -> u32 {
+        // Identifiers have 16 bits.
+        self.state.lock().traffic.received.len() as u32
     }
 }
 

@@ -2,23 +2,22 @@
 
 use std::sync::Arc;
 
-use super::{QueueLimits, Session, Stage};
+use super::{QueueLimits, Session, Stage, State};
 use crate::bridge::Outlet;
 
 impl Session {
     /// Makes it the session of a bridge.
     pub(crate) fn serve_bridge(&self, outlet: &Arc<Outlet>) {
-        // A session is one bridge's for as long as the process lives.
-        let _ = self.outlet.set(Arc::clone(outlet));
+        self.state.lock().outlet = Some(Arc::clone(outlet));
     }
 
-    pub(super) fn limits(&self) -> QueueLimits {
-        self.outlet.get().map_or(self.limits, |outlet| outlet.limits)
+    pub(super) fn limits(&self, state: &State) -> QueueLimits {
+        state.outlet.as_ref().map_or(self.limits, |outlet| outlet.limits)
     }
 
     /// Counts a message for which there was no room.
     pub(crate) fn count_dropped(&self) {
-        if let Some(outlet) = self.outlet.get() {
+        if let Some(outlet) = &self.state.lock().outlet {
             outlet.metrics.dropped("queue_full", 1);
         }
     }

@@ -78,7 +78,7 @@ impl Session {
         }
         {
             let state = self.state.lock();
-            if state.traffic.is_full(self.limits()) {
+            if state.traffic.is_full(self.limits(&state)) {
                 return Place::Full;
             }
         }
