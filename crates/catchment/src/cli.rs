@@ -140,7 +140,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "ADDR:PORT", help_heading = "Listeners")]
     pub(crate) pg: Option<SocketAddr>,
     /// Another broker to take messages from: mqtt://USER:PASSWORD@HOST:PORT/FILTER, mqtts:// with TLS; may be repeated. The
-    /// list of processes shows it: passwords are better kept in CATCHMENT_SOURCES or [[bridges]] of the settings.
+    /// list of processes shows it: passwords are better kept in CATCHMENT_SOURCES or in the settings.
     #[arg(long = "source", value_name = "URL", help_heading = "Bridges")]
     pub(crate) sources: Vec<String>,
     /// Engine of the event log: kafka://HOST:PORT/TOPIC, or file:PATH [default: embedded].
