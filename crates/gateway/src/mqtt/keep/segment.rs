@@ -63,6 +63,8 @@ pub(crate) fn scan<'a>(file: &'a [u8], mut each: impl FnMut(&'a [u8])) -> Option
     }
     let mut scan = Scan { nonce, end: HEAD_BYTES, damaged: 0 };
     let mut at = HEAD_BYTES;
+    // Whether the place is one where a record may begin, and not one where a record must.
+    let mut is_searched = false;
     while at < file.len() {
         match record(&file[at..], nonce) {
             Found::Good(body) => {
@@ -70,9 +72,14 @@ pub(crate) fn scan<'a>(file: &'a [u8], mut each: impl FnMut(&'a [u8])) -> Option
                 each(body);
                 at += RECORD_HEAD_BYTES + body.len();
                 scan.end = at;
+                is_searched = false;
             }
-            Found::BadBody(length) => at += RECORD_HEAD_BYTES + length,
-            Found::BadHead => at += 1,
+            Found::BadBody(length) if !is_searched => at += RECORD_HEAD_BYTES + length,
+            // What looks like a head within a body says nothing about where the next record is.
+            Found::BadBody(_) | Found::BadHead => {
+                is_searched = true;
+                at += 1;
+            }
         }
     }
     Some(scan)
@@ -152,6 +159,17 @@ mod tests {
             let in_last = bit / 8 >= whole.len() - RECORD_HEAD_BYTES - 5;
             assert_eq!(scan.damaged, u64::from(!in_last), "bit {bit}");
         }
+    }
+
+    #[test]
+    fn a_head_within_a_damaged_record_costs_no_other() {
+        // By chance, or by somebody who knows the nonce: a head that is right, of a body that is not there.
+        let mut forged = Vec::new();
+        push(&mut forged, |into| into.extend_from_slice(&[7; 60]));
+        seal(&mut forged, NONCE);
+        let mut broken = file(&[&forged[..RECORD_HEAD_BYTES], b"two", b"three"]);
+        broken[HEAD_BYTES] ^= 1;
+        assert_eq!(read(&broken).0, [&b"two"[..], b"three"]);
     }
 
     #[test]
