@@ -22,7 +22,8 @@ impl Site {
             return None;
         };
         sqlx::any::install_default_drivers();
-        let database = format!("registry_{name}_{:08x}", rand::random::<u32>());
+        // PostgreSQL cuts names after 63 bytes, and the number must stay.
+        let database = format!("registry_{name:.40}_{:08x}", rand::random::<u32>());
         let pool = AnyPool::connect(&server).await.unwrap();
         let create = format!("CREATE DATABASE {database}");
         sqlx::query(sqlx::AssertSqlSafe(create)).execute(&pool).await.unwrap();
