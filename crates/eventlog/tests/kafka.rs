@@ -1,5 +1,5 @@
 //! The engine on Kafka, against a real one: `CATCHMENT_TEST_KAFKA` is its `host:port`; `cargo xtask test` starts one.
-#![expect(
+#![allow(
     clippy::unwrap_used,
     clippy::single_range_in_vec_init,
     reason = "helpers of tests; gaps are lists of ranges"

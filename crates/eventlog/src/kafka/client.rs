@@ -121,6 +121,8 @@ pub(super) fn settings(target: &KafkaTarget) -> Result<ClientConfig, OpenError> 
         .set("socket.keepalive.enable", "true")
         // A broker that comes back is found within a second.
         .set("reconnect.backoff.max.ms", "1000")
+        // Who leads a partition that was just made, or has moved, is asked again soon.
+        .set("topic.metadata.refresh.interval.ms", "10000")
         .set_log_level(RDKafkaLogLevel::Info);
     if security.is_sasl() {
         let password = match &config.password_file {

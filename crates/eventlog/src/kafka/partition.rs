@@ -26,6 +26,8 @@ use super::producer::Lane;
 use super::record;
 use crate::{EventBlock, LogError, ReadBatch};
 
+/// Events that are there and do not come within this time are asked for again.
+const STALL_MAX: Duration = Duration::from_secs(1);
 /// A gap is believed when it is still there after the cursor was set to its beginning so many times.
 const DOUBTS_MAX: u32 = 2;
 /// How long the cursor stays where a reader has moved it, though nothing comes.
@@ -53,6 +55,8 @@ struct Cursor {
     topic: Arc<str>,
     /// The offset that comes next, if that is known.
     position: Option<Offset>,
+    /// When it was moved there, or last gave something.
+    moved: Instant,
     /// Since when a reader waits for what comes there.
     turn: Option<Instant>,
     doubts: u32,
@@ -79,7 +83,15 @@ impl Partition {
         let arrived = Arc::clone(&self.arrived);
         queue.set_nonempty_callback(move || arrived.notify_waiters());
         let (consumer, topic) = (Arc::clone(consumer), Arc::clone(topic));
-        *self.cursor.lock() = Some(Cursor { consumer, queue, topic, position: None, turn: None, doubts: 0 });
+        *self.cursor.lock() = Some(Cursor {
+            consumer,
+            queue,
+            topic,
+            position: None,
+            moved: Instant::now(),
+            turn: None,
+            doubts: 0,
+        });
         Some(())
     }
 
@@ -143,10 +155,15 @@ impl Partition {
             }
         }
         if taken.is_empty() {
+            // A move that the client lost, for instance while it learned who leads the partition, is made again.
+            if from < self.range().end && cursor.moved.elapsed() >= STALL_MAX {
+                cursor.position = None;
+            }
             return Ok(None);
         }
         let batch = taken.finish();
         cursor.position = Some(batch.next);
+        cursor.moved = Instant::now();
         cursor.turn = None;
         self.reaches(batch.next);
         Ok(Some(batch))
@@ -164,6 +181,7 @@ impl Cursor {
         match self.consumer.seek(&self.topic, partition, offset, Duration::ZERO) {
             Ok(()) => {
                 self.position = Some(to);
+                self.moved = Instant::now();
                 true
             }
             Err(error) => {
