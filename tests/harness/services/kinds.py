@@ -80,7 +80,8 @@ class Kafka(Service):
         path = self.folder / "server.properties"
         path.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
         if not (self.data / "meta.properties").exists():
-            cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+            # The first letter is none of `-_`: the tool would take the identifier for an option.
+            cluster = "C" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode()[1:22]
             run("kafka", self.java("kafka.tools.StorageTool", "format", "-t", cluster, "-c", path))
 
     def command(self, ports):
