@@ -28,7 +28,7 @@ use catchment_serve::ServeState;
 use catchment_serve::pg::{self, PgMetrics};
 use catchment_serve::sql::{RealmTables, SqlConfig, SqlEngine};
 use catchment_sim::MqttTarget;
-use catchment_store::history::History;
+use catchment_store::history::{DeltaHistory, History};
 use catchment_store::live::{LiveConfig, LiveHub};
 use catchment_store::registry::{NewToken, Registry, RegistryPlace, Role};
 use catchment_store::shard::{Shard, ShardConfig};
@@ -164,18 +164,19 @@ impl App {
         let (log, log_identity) = log::open(engine, &settings).await?;
         let shards = shards(&settings, log.partitions());
         let history =
-            History::open(&path_of(&engines, Seam::History)?, settings.history.clone(), shards.to_vec())
+            DeltaHistory::open(&path_of(&engines, Seam::History)?, settings.history.clone(), shards.to_vec())
                 .await?;
         let has_history = (0..log.partitions()).any(|partition| history.start_offset(partition) > 0);
         folder.belongs_to_log(&log_identity, has_history)?;
         let restored = history.restore_snapshot().await?;
+        let history: Arc<dyn History> = history;
         tracing::info!(values = restored, took = ?started.elapsed(), "the snapshot is restored");
         let live = LiveHub::new(LiveConfig::default());
 
         let distribute_metrics = DistributeMetrics::default();
         let parts = Parts {
             log: Arc::clone(&log),
-            start_offsets: (0..log.partitions()).map(|partition| history.start_offset(partition)).collect(),
+            start_offsets: history.subscribe_committed().borrow().clone(),
             shards: shards.to_vec(),
             decoders: Arc::clone(&decoders),
             live: Arc::clone(&live),
@@ -214,7 +215,7 @@ impl App {
         bridge_metrics.register(&mut metrics);
         transport_metrics.register(&mut metrics);
         distribute_metrics.register(&mut metrics);
-        history.metrics().register(&mut metrics);
+        history.register_metrics(&mut metrics);
         sql.metrics().register(&mut metrics);
         let pg_metrics = PgMetrics::default();
         pg_metrics.register(&mut metrics);
@@ -444,7 +445,7 @@ fn sql_config(settings: &Settings, folder: &DataFolder) -> anyhow::Result<SqlCon
 }
 
 /// Lets the log drop what history has committed, whenever it has.
-async fn release(log: Arc<dyn EventLog>, history: Arc<History>) {
+async fn release(log: Arc<dyn EventLog>, history: Arc<dyn History>) {
     let mut committed = history.subscribe_committed();
     drop(history);
     loop {

@@ -8,6 +8,7 @@
 
 pub mod conformance;
 pub mod embedded;
+mod group;
 pub mod kafka;
 mod sync;
 
@@ -22,6 +23,7 @@ use catchment_types::{EventBatch, Offset, PartitionId};
 use thiserror::Error;
 use tokio::sync::oneshot;
 
+pub use self::group::{Assigned, ConsumerGroup, GroupError, SoleMember};
 pub use self::sync::SyncPolicy;
 
 /// A durable log of events in partitions. All methods may be called from any thread.

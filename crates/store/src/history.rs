@@ -1,4 +1,4 @@
-//! History: Delta tables on disk, and queries that see memory and files as one table.
+//! History: the seam, and its embedded engine: Delta tables on disk, and queries that see memory and files as one table.
 //!
 //! # Layout
 //! `{folder}/{table}/_delta_log/` and `{folder}/{table}/date=2026-11-23/….parquet` (rollups: `month=2026-11`). The folder's
@@ -11,16 +11,18 @@
 //! leaves out what is below its own. So a crash between any two steps neither loses a row nor doubles one.
 //!
 //! # Constraints
-//! One process, one [`History`] a folder. Flush and maintenance each run once at a time; flush only adds files, maintenance only
+//! One process, one [`DeltaHistory`] a folder. Flush and maintenance each run once at a time; flush only adds files, maintenance only
 //! works on files that were there when it looked.
 
 mod background;
 mod blocking;
 mod config;
 mod data_file;
+mod engine;
 mod error;
 mod flush;
 mod hook;
+mod local_file;
 mod merge;
 mod metrics;
 mod period;
@@ -38,16 +40,21 @@ mod writer;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use catchment_types::{Offset, PartitionId, Timestamp};
+use datafusion::catalog::TableProvider;
 use datafusion::execution::context::SessionContext;
 use parking_lot::Mutex;
+use prometheus_client::registry::Registry;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 pub use config::HistoryConfig;
+pub use engine::{ClaimError, Claims, History, Start};
 pub use error::StoreError;
 pub use flush::FlushReport;
-pub use metrics::HistoryMetrics;
-pub use provider::{AGGREGATED_METRICS, CATALOG};
+use metrics::HistoryMetrics;
+pub use provider::{AGGREGATED_METRICS, CATALOG, aggregated_metrics};
 
 use crate::shard::Shard;
 use crate::tables::TableId;
@@ -75,7 +82,7 @@ pub enum HistoryHealth {
 }
 
 /// The tables of history.
-pub struct History {
+pub struct DeltaHistory {
     config: HistoryConfig,
     folder: PathBuf,
     tables: [Arc<Table>; TableId::COUNT],
@@ -93,7 +100,7 @@ pub struct History {
     hook: Hook,
 }
 
-impl History {
+impl DeltaHistory {
     /// Loads the tables in `folder`, or makes them; deletes files that no commit names; tells each shard from which
     /// offset on each table needs rows. Shard `n` is partition `n`.
     ///
@@ -155,29 +162,47 @@ impl History {
     pub fn start_offset(&self, partition: PartitionId) -> Offset {
         self.committed.borrow().get(partition as usize).copied().unwrap_or_default()
     }
+}
 
-    /// For each partition the offset before which no table needs the log any more; changes with each flush.
-    #[must_use]
-    pub fn subscribe_committed(&self) -> watch::Receiver<Vec<Offset>> {
+#[async_trait]
+impl History for DeltaHistory {
+    async fn take_over(&self, partition: PartitionId) -> Result<Start, StoreError> {
+        // Its shards are filled when it is opened: there is nobody to take partitions from.
+        Ok(Start { offset: self.start_offset(partition), repeat_to: 0 })
+    }
+
+    async fn release(&self, _: PartitionId) {}
+
+    fn subscribe_committed(&self) -> watch::Receiver<Vec<Offset>> {
         self.committed.subscribe()
     }
 
-    /// Memory of rows that no flush has taken yet, bytes.
-    #[must_use]
-    pub fn buffered_bytes(&self) -> usize {
+    async fn flush(&self) -> Result<FlushReport, StoreError> {
+        self.flush_once().await
+    }
+
+    async fn run(self: Arc<Self>, shutdown: CancellationToken) {
+        self.work(shutdown).await;
+    }
+
+    fn buffered_bytes(&self) -> usize {
         self.view.buffered_bytes()
     }
 
-    /// Whether rows come into files.
-    #[must_use]
-    pub fn health(&self) -> HistoryHealth {
+    fn health(&self) -> HistoryHealth {
         self.health.lock().clone()
     }
 
-    /// Figures for Prometheus.
-    #[must_use]
-    pub fn metrics(&self) -> &HistoryMetrics {
-        &self.metrics
+    fn table_provider(&self, table: TableId) -> Arc<dyn TableProvider> {
+        self.table(table)
+    }
+
+    fn aggregated_metrics(&self) -> datafusion::error::Result<Arc<dyn TableProvider>> {
+        provider::aggregated_metrics(self.table(TableId::MetricRollups))
+    }
+
+    fn register_metrics(&self, registry: &mut Registry) {
+        self.metrics.register(registry);
     }
 }
 

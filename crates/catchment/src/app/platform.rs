@@ -27,7 +27,8 @@ pub(super) struct RunningPlatform {
     listeners: Vec<Listener>,
     engines: Vec<EngineStatus>,
     log: Arc<dyn EventLog>,
-    history: Arc<History>,
+    history: Arc<dyn History>,
+    committed: watch::Receiver<Vec<Offset>>,
     processed: watch::Receiver<Vec<Offset>>,
     gateway: GatewayFigures,
 }
@@ -37,7 +38,7 @@ impl RunningPlatform {
         engines: &[(Seam, Engine)],
         addresses: &Addresses,
         log: &Arc<dyn EventLog>,
-        history: &Arc<History>,
+        history: &Arc<dyn History>,
         distributor: &Distributor,
         gateway: &GatewayMetrics,
     ) -> Self {
@@ -56,6 +57,7 @@ impl RunningPlatform {
             engines: engines.iter().filter(|(_, engine)| *engine != Engine::Off).map(engine).collect(),
             log: Arc::clone(log),
             history: Arc::clone(history),
+            committed: history.subscribe_committed(),
             processed: distributor.processed(),
             gateway: GatewayFigures::new(gateway),
         }
@@ -63,13 +65,14 @@ impl RunningPlatform {
 
     fn partitions(&self) -> Vec<PartitionStatus> {
         let decoded = self.processed.borrow().clone();
-        let status = |(partition, decoded_offset)| PartitionStatus {
+        let committed = self.committed.borrow().clone();
+        let status = |((partition, decoded_offset), committed_offset)| PartitionStatus {
             partition,
             log_offset: self.log.range(partition).end,
             decoded_offset,
-            committed_offset: self.history.start_offset(partition),
+            committed_offset,
         };
-        (0..).zip(decoded).map(status).collect()
+        (0..).zip(decoded).zip(committed).map(status).collect()
     }
 
     fn failing(&self) -> Option<String> {

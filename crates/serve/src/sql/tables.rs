@@ -31,7 +31,7 @@ const DEVICES: &str = "devices";
 
 /// The schema `main`. Read-only: nothing can be registered in it.
 pub struct RealmTables {
-    history: Arc<History>,
+    history: Arc<dyn History>,
     shards: Arc<[Arc<Shard>]>,
     registry: Arc<Registry>,
 }
@@ -45,7 +45,7 @@ impl fmt::Debug for RealmTables {
 impl RealmTables {
     /// The tables over these stores; `shards` in the order of their partitions.
     #[must_use]
-    pub fn new(history: Arc<History>, shards: Arc<[Arc<Shard>]>, registry: Arc<Registry>) -> Self {
+    pub fn new(history: Arc<dyn History>, shards: Arc<[Arc<Shard>]>, registry: Arc<Registry>) -> Self {
         Self { history, shards, registry }
     }
 }

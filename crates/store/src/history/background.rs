@@ -1,13 +1,12 @@
 //! What history does on its own: flush by age and size, compaction, retention, checkpoints, the saved snapshot.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use catchment_types::Timestamp;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::History;
+use super::DeltaHistory;
 use super::error::StoreError;
 
 /// How often the amount of buffered rows is looked at.
@@ -16,15 +15,15 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 const RETRY_WAIT_MIN: Duration = Duration::from_millis(500);
 const RETRY_WAIT_MAX: Duration = Duration::from_secs(30);
 
-impl History {
+impl DeltaHistory {
     /// Works until `shutdown`, then flushes and saves the snapshot a last time.
-    pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
+    pub(super) async fn work(&self, shutdown: CancellationToken) {
         tokio::join!(
             self.flush_when_due(&shutdown),
             self.maintain_when_due(&shutdown),
             self.save_when_due(&shutdown)
         );
-        if let Err(error) = self.flush().await {
+        if let Err(error) = self.flush_once().await {
             tracing::error!(%error, "the last flush failed; the rows are in the log and come back at the next start");
         }
         self.save().await;
@@ -55,7 +54,7 @@ impl History {
             if !is_due && retry_wait.is_none() {
                 continue;
             }
-            match self.flush().await {
+            match self.flush_once().await {
                 Ok(report) => {
                     tracing::debug!(?report, "flushed");
                     flushed_at = Instant::now();
@@ -80,7 +79,7 @@ impl History {
         }
     }
 
-    /// Expires, merges and tidies every table once. Must not run twice at a time: [`History::run`] is the only caller
+    /// Expires, merges and tidies every table once. Must not run twice at a time: [`DeltaHistory::work`] is the only caller
     /// besides tests.
     pub(super) async fn maintain(&self, now: Timestamp) -> Result<(), StoreError> {
         for table in &self.tables {

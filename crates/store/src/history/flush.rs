@@ -16,7 +16,7 @@ use super::error::StoreError;
 use super::hook::{Hook, Step};
 use super::table::{Table, committed, data_files, offset_action};
 use super::writer::{FileWriter, delete_uncommitted, join, pick, shared};
-use super::{History, HistoryHealth, Urgency, sort};
+use super::{DeltaHistory, HistoryHealth, Urgency, sort};
 use crate::delta::actions::Action;
 use crate::tables::TableId;
 
@@ -64,12 +64,12 @@ impl FlushState {
     }
 }
 
-impl History {
-    /// Brings every row that is in memory now into files, and tells [`History::subscribe_committed`].
+impl DeltaHistory {
+    /// Brings every row that is in memory now into files, and tells who has subscribed to the offsets.
     ///
     /// # Errors
     /// When the disk refuses. Nothing is lost: the rows stay in memory and queries see them; the next flush goes on.
-    pub async fn flush(&self) -> Result<FlushReport, StoreError> {
+    pub(super) async fn flush_once(&self) -> Result<FlushReport, StoreError> {
         let started = Instant::now();
         let mut state = self.flush_state.lock().await;
         let mut report = FlushReport::default();

@@ -21,7 +21,7 @@ use super::data_file::DataFile;
 use super::error::StoreError;
 use super::table::Table;
 use super::writer::{FileWriter, delete_uncommitted};
-use super::{History, Urgency, blocking};
+use super::{DeltaHistory, Urgency, blocking};
 use crate::delta::actions::Action;
 use crate::tables::TableId;
 
@@ -32,7 +32,7 @@ const FILES_MAX: usize = 16;
 /// Files up to this size are of the lowest tier; each tier is four times the one before.
 const TIER_BYTES: u64 = 256 << 10;
 
-impl History {
+impl DeltaHistory {
     /// Merges files of the table until no day or month has too many small ones.
     pub(super) async fn compact(&self, table: &Arc<Table>) -> Result<(), StoreError> {
         while let Some(files) =

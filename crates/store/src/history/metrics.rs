@@ -20,7 +20,7 @@ struct TableLabel {
 
 /// Figures of history. Cheap to clone; clones share the figures.
 #[derive(Debug, Clone)]
-pub struct HistoryMetrics {
+pub(super) struct HistoryMetrics {
     flushes: Counter,
     flush_failures: Counter,
     flush_seconds: Histogram,
@@ -54,7 +54,7 @@ impl Default for HistoryMetrics {
 
 impl HistoryMetrics {
     /// Adds the figures as `catchment_history_…`.
-    pub fn register(&self, registry: &mut Registry) {
+    pub(super) fn register(&self, registry: &mut Registry) {
         let registry = registry.sub_registry_with_prefix("catchment_history");
         registry.register("flushes", "Flushes that brought rows into files", self.flushes.clone());
         registry.register(

@@ -1,4 +1,4 @@
-//! History's tables for DataFusion: memory and files as one.
+//! DeltaHistory's tables for DataFusion: memory and files as one.
 
 use std::fmt;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use datafusion::logical_expr::{
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::union::UnionExec;
 
-use super::History;
+use super::DeltaHistory;
 use super::prune::prune;
 use super::scan::FileReader;
 use super::view::View;
@@ -36,10 +36,9 @@ const AGGREGATED_METRICS_SQL: &str = "SELECT device_id, time_bucket, metric_name
     sum(sum_value) / sum(count) AS avg_value, min(min_value) AS min_value, max(max_value) AS max_value, \
     sum(count) AS count FROM metric_rollups GROUP BY device_id, time_bucket, metric_name";
 
-impl History {
+impl DeltaHistory {
     /// A table for SQL. Each scan sees every row exactly once, wherever it is at that moment.
-    #[must_use]
-    pub fn table_provider(&self, table: TableId) -> Arc<dyn TableProvider> {
+    pub(super) fn table(&self, table: TableId) -> Arc<dyn TableProvider> {
         Arc::new(HistoryTable { table, view: Arc::clone(&self.view), reader: self.reader.clone() })
     }
 
@@ -67,42 +66,40 @@ impl History {
             }
         };
         for table in TableId::ALL {
-            schema.register_table(table.name().to_owned(), self.table_provider(table))?;
+            schema.register_table(table.name().to_owned(), self.table(table))?;
         }
-        schema.register_table(AGGREGATED_METRICS.to_owned(), self.aggregated_metrics()?)?;
+        schema.register_table(
+            AGGREGATED_METRICS.to_owned(),
+            aggregated_metrics(self.table(TableId::MetricRollups))?,
+        )?;
         Ok(())
     }
+}
 
-    /// The view that finishes the rollups' partial states. Filters on device, metric and time reach the files.
-    ///
-    /// # Errors
-    /// None is expected: the plan is fixed.
-    pub fn aggregated_metrics(&self) -> Result<Arc<dyn TableProvider>> {
-        let rollups = TableId::MetricRollups;
-        let keys = || ["device_id", "time_bucket", "metric_name"].map(col);
-        let plan =
-            LogicalPlanBuilder::scan(rollups.name(), provider_as_source(self.table_provider(rollups)), None)?
-                .aggregate(
-                    keys(),
-                    [
-                        sum(col("sum_value")).alias("sum_value"),
-                        min(col("min_value")).alias("min_value"),
-                        max(col("max_value")).alias("max_value"),
-                        sum(col("count")).alias("count"),
-                    ],
-                )?
-                .project(
-                    keys().into_iter().chain([
-                        (col("sum_value") / cast(col("count"), arrow::datatypes::DataType::Float64))
-                            .alias("avg_value"),
-                        col("min_value"),
-                        col("max_value"),
-                        col("count"),
-                    ]),
-                )?
-                .build()?;
-        Ok(Arc::new(ViewTable::new(plan, Some(AGGREGATED_METRICS_SQL.to_owned()))))
-    }
+/// The view that finishes the partial states of the table `metric_rollups`. Filters on device, metric and time reach it.
+///
+/// # Errors
+/// None is expected: the plan is fixed.
+pub fn aggregated_metrics(rollups: Arc<dyn TableProvider>) -> Result<Arc<dyn TableProvider>> {
+    let keys = || ["device_id", "time_bucket", "metric_name"].map(col);
+    let plan = LogicalPlanBuilder::scan(TableId::MetricRollups.name(), provider_as_source(rollups), None)?
+        .aggregate(
+            keys(),
+            [
+                sum(col("sum_value")).alias("sum_value"),
+                min(col("min_value")).alias("min_value"),
+                max(col("max_value")).alias("max_value"),
+                sum(col("count")).alias("count"),
+            ],
+        )?
+        .project(keys().into_iter().chain([
+            (col("sum_value") / cast(col("count"), arrow::datatypes::DataType::Float64)).alias("avg_value"),
+            col("min_value"),
+            col("max_value"),
+            col("count"),
+        ]))?
+        .build()?;
+    Ok(Arc::new(ViewTable::new(plan, Some(AGGREGATED_METRICS_SQL.to_owned()))))
 }
 
 /// The device that a filter wants rows of, if it wants only one's.

@@ -23,15 +23,15 @@ use super::data_file::FileList;
 use super::error::StoreError;
 use super::snapshot_file::{self, Covered};
 use super::sort::strings;
-use super::{History, Urgency, blocking};
+use super::{DeltaHistory, Urgency, blocking};
 use crate::shard::Shard;
 use crate::tables::TableId;
 
 const BATCH_ROWS: usize = 16 << 10;
 
-impl History {
+impl DeltaHistory {
     /// Gives each shard the newest value of each metric of its devices, and the devices' times and numbers of events. To be
-    /// called once, after [`History::open`] and before the shards take in events. Returns how many values there are.
+    /// called once, after [`DeltaHistory::open`] and before the shards take in events. Returns how many values there are.
     ///
     /// # Errors
     /// When a file cannot be read.
@@ -56,7 +56,7 @@ impl History {
     }
 
     /// Saves devices and latest values for the next start, unless nothing came since the last time.
-    /// Must not run twice at a time: [`History::run`] is the only caller besides tests.
+    /// Must not run twice at a time: [`DeltaHistory::work`] is the only caller besides tests.
     pub(super) async fn save_snapshot(&self) -> Result<(), StoreError> {
         let next = self.next_offsets();
         if *self.saved_at.lock() == next {

@@ -10,14 +10,14 @@ use catchment_types::Timestamp;
 use super::data_file::DataFile;
 use super::error::StoreError;
 use super::table::Table;
-use super::{History, Urgency, blocking};
+use super::{DeltaHistory, Urgency, blocking};
 use crate::delta::DeltaLog;
 use crate::delta::actions::Action;
 
 /// A checkpoint is written when there are this many commits since the one before.
 const CHECKPOINT_COMMITS: u64 = 50;
 
-impl History {
+impl DeltaHistory {
     /// Takes files out whose day or month ended before the table's retention.
     pub(super) async fn expire(&self, table: &Arc<Table>, now: Timestamp) -> Result<(), StoreError> {
         let Some(days) = self.config.retention_days(table.id) else { return Ok(()) };

@@ -1,7 +1,7 @@
 //! Files as an execution plan.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
@@ -9,7 +9,6 @@ use datafusion::catalog::Session;
 use datafusion::common::stats::Precision;
 use datafusion::common::{ColumnStatistics, ScalarValue, Statistics};
 use datafusion::datasource::listing::PartitionedFile;
-use datafusion::datasource::physical_plan::parquet::CachedParquetFileReaderFactory;
 use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource};
 use datafusion::datasource::source::DataSourceExec;
 use datafusion::error::Result;
@@ -22,19 +21,25 @@ use object_store::ObjectStore;
 use object_store::local::LocalFileSystem;
 
 use super::data_file::{DataFile, FileStats};
+use super::local_file::LocalFiles;
 use crate::tables::TableId;
 
 /// Reads history's folder, and nothing outside of it: queries need no access to the file system at large.
 #[derive(Clone)]
 pub(super) struct FileReader {
     url: ObjectStoreUrl,
+    folder: Arc<PathBuf>,
     store: Arc<dyn ObjectStore>,
 }
 
 impl FileReader {
     pub(super) fn new(history: &Path) -> Result<Self> {
         let store = Arc::new(LocalFileSystem::new_with_prefix(history)?);
-        Ok(Self { url: ObjectStoreUrl::parse("catchment://history")?, store })
+        Ok(Self {
+            url: ObjectStoreUrl::parse("catchment://history")?,
+            folder: Arc::new(history.to_path_buf()),
+            store,
+        })
     }
 
     /// A plan that reads files side by side, for queries. Filters come in by the optimizer.
@@ -86,15 +91,15 @@ impl FileReader {
 
     fn source(&self, runtime: &Arc<RuntimeEnv>, schema: &SchemaRef) -> ParquetSource {
         runtime.register_object_store(self.url.as_ref(), Arc::clone(&self.store));
-        let cache = runtime.cache_manager.get_file_metadata_cache();
         ParquetSource::new(Arc::clone(schema))
             .with_pushdown_filters(true)
             .with_reorder_filters(true)
             .with_enable_page_index(true)
-            .with_parquet_file_reader_factory(Arc::new(CachedParquetFileReaderFactory::new(
-                Arc::clone(&self.store),
-                cache,
-            )))
+            .with_parquet_file_reader_factory(Arc::new(LocalFiles {
+                folder: Arc::clone(&self.folder),
+                store: Arc::clone(&self.store),
+                metadata: runtime.cache_manager.get_file_metadata_cache(),
+            }))
     }
 }
 

@@ -55,7 +55,7 @@ impl Log {
     }
 
     /// Has each shard ingest what it does not have yet.
-    pub(super) fn feed(&self, history: &History) {
+    pub(super) fn feed(&self, history: &DeltaHistory) {
         for (partition, shard) in history.view.shards().iter().enumerate() {
             let next = shard.stats().next_offset;
             self.feed_up_to(history, partition, next, self.events[partition].len());
@@ -63,7 +63,7 @@ impl Log {
     }
 
     /// Has a shard ingest events from offset `from` up to `end`.
-    pub(super) fn feed_up_to(&self, history: &History, partition: usize, from: Offset, end: usize) {
+    pub(super) fn feed_up_to(&self, history: &DeltaHistory, partition: usize, from: Offset, end: usize) {
         let mut decoders = WorkerDecoders::new(Arc::new(Decoders::default()));
         let mut builder = EventBatch::builder();
         for (device_id, time, payload) in &self.events[partition][from as usize..end] {
@@ -84,16 +84,16 @@ impl Log {
     }
 }
 
-pub(super) async fn open(folder: &Path) -> Arc<History> {
+pub(super) async fn open(folder: &Path) -> Arc<DeltaHistory> {
     open_with(folder, HistoryConfig { compact_files_min: 4, ..HistoryConfig::default() }).await
 }
 
-pub(super) async fn open_with(folder: &Path, config: HistoryConfig) -> Arc<History> {
+pub(super) async fn open_with(folder: &Path, config: HistoryConfig) -> Arc<DeltaHistory> {
     let shards = (0..PARTITIONS as u32).map(Shard::new).collect();
-    History::open(folder, config, shards).await.unwrap()
+    DeltaHistory::open(folder, config, shards).await.unwrap()
 }
 
-pub(super) fn context(history: &History) -> SessionContext {
+pub(super) fn context(history: &DeltaHistory) -> SessionContext {
     let config = SessionConfig::new()
         .with_target_partitions(2)
         .with_default_catalog_and_schema(CATALOG, DEFAULT_REALM)
@@ -103,12 +103,12 @@ pub(super) fn context(history: &History) -> SessionContext {
     context
 }
 
-pub(super) async fn rows(history: &History, sql: &str) -> Vec<RecordBatch> {
+pub(super) async fn rows(history: &DeltaHistory, sql: &str) -> Vec<RecordBatch> {
     context(history).sql(sql).await.unwrap().collect().await.unwrap()
 }
 
 /// The answer, one line a row, columns by commas.
-pub(super) async fn query(history: &History, sql: &str) -> Vec<String> {
+pub(super) async fn query(history: &DeltaHistory, sql: &str) -> Vec<String> {
     let mut csv = arrow::csv::WriterBuilder::new().with_header(false).build(Vec::new());
     for batch in rows(history, sql).await {
         csv.write(&batch).unwrap();
@@ -116,12 +116,12 @@ pub(super) async fn query(history: &History, sql: &str) -> Vec<String> {
     String::from_utf8(csv.into_inner()).unwrap().lines().map(str::to_owned).collect()
 }
 
-pub(super) async fn query_one(history: &History, sql: &str) -> String {
+pub(super) async fn query_one(history: &DeltaHistory, sql: &str) -> String {
     query(history, sql).await.join("\n")
 }
 
 /// Whether every event of the log is in every table exactly once, as far as queries tell.
-pub(super) async fn assert_complete(history: &History, log: &Log, when: &str) {
+pub(super) async fn assert_complete(history: &DeltaHistory, log: &Log, when: &str) {
     let mut events = Vec::new();
     let mut rejects = Vec::new();
     let mut readings = Vec::new();
@@ -252,7 +252,7 @@ async fn the_snapshot_comes_back() {
 }
 
 /// Events and latest value of `v` of every device.
-fn known(history: &History) -> Vec<String> {
+fn known(history: &DeltaHistory) -> Vec<String> {
     let mut known = Vec::new();
     for shard in history.view.shards() {
         for device in shard.devices(None, 100) {
@@ -328,7 +328,7 @@ async fn fewer_partitions_than_before_are_refused() {
     log.push_some(20);
     log.feed(&history);
     history.flush().await.unwrap();
-    let error = History::open(folder.path(), HistoryConfig::default(), vec![Shard::new(0)]).await;
+    let error = DeltaHistory::open(folder.path(), HistoryConfig::default(), vec![Shard::new(0)]).await;
     let error = error.err().unwrap();
     assert!(matches!(error, StoreError::Partitions { partition: 1, partitions: 1, .. }), "{error}");
 }

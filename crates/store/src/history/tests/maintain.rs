@@ -8,7 +8,7 @@ use super::*;
 
 const GRACE: i64 = 600 * Timestamp::SECOND;
 
-fn file_counts(history: &History) -> [usize; TableId::COUNT] {
+fn file_counts(history: &DeltaHistory) -> [usize; TableId::COUNT] {
     TableId::ALL.map(|table| history.view.files(table).len())
 }
 

@@ -6,13 +6,13 @@ use datafusion::physical_plan::displayable;
 
 use super::*;
 
-async fn plan(history: &History, sql: &str) -> String {
+async fn plan(history: &DeltaHistory, sql: &str) -> String {
     let plan = context(history).sql(sql).await.unwrap().create_physical_plan().await.unwrap();
     displayable(plan.as_ref()).indent(true).to_string()
 }
 
 /// Three days of ten devices, a file a day and table.
-async fn three_days(folder: &Path) -> (Arc<History>, Log) {
+async fn three_days(folder: &Path) -> (Arc<DeltaHistory>, Log) {
     let mut log = Log::default();
     let history = open(folder).await;
     for day in -2..=0 {
