@@ -33,7 +33,7 @@ impl Answer {
             client,
             response,
             decoder: StreamDecoder::new(),
-            waiting: Buffer::from(Vec::new()),
+            waiting: Buffer::from(Bytes::new()),
             last: Bytes::new(),
             ended: false,
         }
@@ -113,12 +113,13 @@ impl Answer {
 /// A column is missing, or of a type that does not fit.
 pub(super) fn shaped(rows: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, Trouble> {
     let strict = CastOptions { safe: false, format_options: FormatOptions::default() };
-    let column = |(at, field): (usize, &std::sync::Arc<arrow::datatypes::Field>)| -> Result<ArrayRef, Trouble> {
-        if at >= rows.num_columns() {
-            return Err(Trouble::Answer(format!("the column {} is missing", field.name())));
-        }
-        Ok(cast_with_options(rows.column(at), field.data_type(), &strict)?)
-    };
+    let column =
+        |(at, field): (usize, &std::sync::Arc<arrow::datatypes::Field>)| -> Result<ArrayRef, Trouble> {
+            if at >= rows.num_columns() {
+                return Err(Trouble::Answer(format!("the column {} is missing", field.name())));
+            }
+            Ok(cast_with_options(rows.column(at), field.data_type(), &strict)?)
+        };
     let columns = schema.fields().iter().enumerate().map(column).collect::<Result<Vec<_>, _>>()?;
     let options = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
     Ok(RecordBatch::try_new_with_options(std::sync::Arc::clone(schema), columns, &options)?)

@@ -24,6 +24,7 @@ const REFUSAL_BYTES_MAX: usize = 16 << 10;
 
 /// A setting of one query.
 pub(super) type Setting = (&'static str, String);
+const TEXT: [(&str, &str); 1] = [("default_format", "TabSeparatedRaw")];
 
 /// Speaks to one database.
 #[derive(Clone)]
@@ -50,9 +51,8 @@ impl Client {
                 text.trim_end_matches(['\r', '\n']).to_owned()
             }
         };
-        let mut password = HeaderValue::from_str(&password).map_err(|_| {
-            failed(Trouble::Tls("a password with line breaks cannot be sent".to_owned()))
-        })?;
+        let mut password = HeaderValue::from_str(&password)
+            .map_err(|_| failed(Trouble::Tls("a password with line breaks cannot be sent".to_owned())))?;
         password.set_sensitive(true);
         let mut builder = reqwest::Client::builder()
             .connect_timeout(CONNECT_MAX)
@@ -86,17 +86,19 @@ impl Client {
         self.text(statement).await.map(drop)
     }
 
-    /// As [`Client::execute`], outside of the database, which need not exist.
-    pub(super) async fn execute_on_server(&self, statement: &str) -> Result<(), ClickHouseError> {
-        let request = self.request(&[]).timeout(STATEMENT_MAX).body(statement.to_owned());
-        self.answered(request, STATEMENT_MAX).await.map(drop)
-    }
-
     /// Runs a statement with a small answer: columns between tabs.
     pub(super) async fn text(&self, statement: &str) -> Result<String, ClickHouseError> {
-        let settings = [("default_format", "TabSeparatedRaw".to_owned())];
-        let request = self.in_database(self.request(&settings)).timeout(STATEMENT_MAX);
-        let response = self.answered(request.body(statement.to_owned()), STATEMENT_MAX).await?;
+        self.text_of(self.in_database(self.request(&TEXT)), statement).await
+    }
+
+    /// As [`Client::text`], outside of the database, which need not exist.
+    pub(super) async fn text_on_server(&self, statement: &str) -> Result<String, ClickHouseError> {
+        self.text_of(self.request(&TEXT), statement).await
+    }
+
+    async fn text_of(&self, request: RequestBuilder, statement: &str) -> Result<String, ClickHouseError> {
+        let request = request.timeout(STATEMENT_MAX).body(statement.to_owned());
+        let response = self.answered(request, STATEMENT_MAX).await?;
         response.text().await.map_err(|error| self.broken(error, STATEMENT_MAX))
     }
 
@@ -129,7 +131,8 @@ impl Client {
         rows: &RecordBatch,
         body: Bytes,
     ) -> Result<(), ClickHouseError> {
-        let columns: Vec<_> = rows.schema().fields().iter().map(|field| format!("`{}`", field.name())).collect();
+        let columns: Vec<_> =
+            rows.schema().fields().iter().map(|field| format!("`{}`", field.name())).collect();
         let settings = [
             ("query", format!("INSERT INTO {table} ({}) FORMAT ArrowStream", columns.join(", "))),
             ("insert_deduplication_token", token.to_owned()),
@@ -149,7 +152,7 @@ impl Client {
         response.map(drop).map_err(|error| self.error(error.trouble.about_our_tables()))
     }
 
-    fn request(&self, settings: &[Setting]) -> RequestBuilder {
+    fn request<V: serde::Serialize>(&self, settings: &[(&'static str, V)]) -> RequestBuilder {
         let request = self.http.post(self.target.http_url()).query(settings);
         if self.target.config.user.is_empty() && self.password.is_empty() {
             return request;

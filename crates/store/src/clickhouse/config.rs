@@ -255,8 +255,14 @@ mod tests {
     #[test]
     fn urls_are_understood() {
         let target = parsed("clickhouse://db.example:9000/city?flush_interval_ms=250").unwrap();
-        assert_eq!((target.host.as_str(), target.port, target.database.as_str()), ("db.example", 9000, "city"));
-        assert_eq!((target.http_url().as_str(), target.config.flush_interval_ms), ("http://db.example:9000/", 250));
+        assert_eq!(
+            (target.host.as_str(), target.port, target.database.as_str()),
+            ("db.example", 9000, "city")
+        );
+        assert_eq!(
+            (target.http_url().as_str(), target.config.flush_interval_ms),
+            ("http://db.example:9000/", 250)
+        );
         assert_eq!(target.to_string(), "clickhouse://db.example:9000/city");
         assert_eq!(parsed("clickhouse://h/d").unwrap().port, 8123);
         assert_eq!(parsed("clickhouse://[::1]/d").unwrap().http_url(), "http://[::1]:8123/");

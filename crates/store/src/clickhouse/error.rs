@@ -61,7 +61,9 @@ pub enum Trouble {
     #[error("there is no database {0}: create it, or let the user create it and start Catchment again")]
     NoDatabase(String),
     /// A table or column is missing.
-    #[error("the tables are not as Catchment made them: {0}; start Catchment again, which makes what is missing")]
+    #[error(
+        "the tables are not as Catchment made them: {0}; start Catchment again, which makes what is missing"
+    )]
     Schema(String),
     /// Made by a later version of Catchment.
     #[error(
@@ -90,15 +92,15 @@ pub enum Trouble {
     Answer(String),
 }
 
-/// ClickHouse's codes.
-pub(super) mod code {
-    pub(in super::super) const UNKNOWN_DATABASE: i32 = 81;
-    const _: () = assert!(UNKNOWN_DATABASE == 81);
-}
-
 impl Trouble {
     /// What a refusal means. `message` is the body of the answer.
-    pub(super) fn of_refusal(status: u16, code: Option<i32>, message: &str, user: &str, database: &str) -> Self {
+    pub(super) fn of_refusal(
+        status: u16,
+        code: Option<i32>,
+        message: &str,
+        user: &str,
+        database: &str,
+    ) -> Self {
         let code = code.or_else(|| code_in(message)).unwrap_or_default();
         let message = short(message);
         match code {
@@ -107,7 +109,8 @@ impl Trouble {
             0 if matches!(status, 401 | 403) => Self::Login { user: shown_user(user) },
             // ACCESS_DENIED.
             497 => Self::Rights(message),
-            code::UNKNOWN_DATABASE => Self::NoDatabase(database.to_owned()),
+            // UNKNOWN_DATABASE.
+            81 => Self::NoDatabase(database.to_owned()),
             // MEMORY_LIMIT_EXCEEDED, TOO_MANY_SIMULTANEOUS_QUERIES, NOT_ENOUGH_SPACE, TOO_MANY_PARTS.
             202 | 241 | 243 | 252 => Self::Overloaded(message),
             0 => Self::Answer(format!("HTTP status {status}: {message}")),
@@ -138,7 +141,8 @@ fn code_in(message: &str) -> Option<i32> {
 /// The first lines of a message, without what every message begins and ends with.
 pub(super) fn short(message: &str) -> String {
     let message = message.trim();
-    let message = message.find("DB::Exception: ").map_or(message, |at| &message[at + "DB::Exception: ".len()..]);
+    let message =
+        message.find("DB::Exception: ").map_or(message, |at| &message[at + "DB::Exception: ".len()..]);
     let message = message.find(" (version ").map_or(message, |at| &message[..at]);
     let text = message.split_whitespace().collect::<Vec<_>>().join(" ");
     let mut end = text.len().min(MESSAGE_BYTES_MAX);
@@ -171,9 +175,13 @@ mod tests {
         assert!(told(403, None, wrong).contains("does not let the user \"default\" in"));
         assert!(told(401, None, "").contains("wrong name or password"));
         assert!(told(404, Some(81), "x").starts_with("there is no database city"));
-        assert!(told(500, Some(252), "Code: 252. DB::Exception: Too many parts (3000) (version 26)").ends_with("Too many parts (3000)"));
+        assert!(
+            told(500, Some(252), "Code: 252. DB::Exception: Too many parts (3000) (version 26)")
+                .ends_with("Too many parts (3000)")
+        );
         assert!(told(502, None, "Bad gateway").contains("HTTP status 502: Bad gateway"));
-        let missing = Trouble::of_refusal(404, Some(60), "Table x.y does not exist", "", "x").about_our_tables();
+        let missing =
+            Trouble::of_refusal(404, Some(60), "Table x.y does not exist", "", "x").about_our_tables();
         assert!(missing.to_string().contains("tables are not as Catchment made them"));
         assert_eq!(short(&"é".repeat(1000)).len(), 600);
     }
