@@ -20,7 +20,7 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use catchment_decode::Decoders;
 use catchment_distribute::{DistributeConfig, DistributeMetrics, Distributor, Parts};
-use catchment_eventlog::EventLog;
+use catchment_eventlog::{ConsumerGroup, EventLog, SoleMember};
 use catchment_gateway::bridge::BridgeMetrics;
 use catchment_gateway::transport::{Protocol, TransportMetrics};
 use catchment_gateway::{Admission, Gateway, GatewayMetrics, SessionStore};
@@ -162,6 +162,8 @@ impl App {
         let decoders = Arc::new(Decoders::new(registry.rule_set().await?));
         let engine = engine_of(&engines, Seam::Log)?;
         let (log, log_identity) = log::open(engine, &settings).await?;
+        let group: Arc<dyn ConsumerGroup> =
+            Arc::new(SoleMember::new(folder.path().join("claims"), log.partitions()));
         let shards = shards(&settings, log.partitions());
         let history =
             DeltaHistory::open(&path_of(&engines, Seam::History)?, settings.history.clone(), shards.to_vec())
@@ -176,7 +178,8 @@ impl App {
         let distribute_metrics = DistributeMetrics::default();
         let parts = Parts {
             log: Arc::clone(&log),
-            start_offsets: history.subscribe_committed().borrow().clone(),
+            group,
+            history: Arc::clone(&history),
             shards: shards.to_vec(),
             decoders: Arc::clone(&decoders),
             live: Arc::clone(&live),

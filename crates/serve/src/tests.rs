@@ -164,7 +164,7 @@ impl Server {
         let mut live = self.state.live.batch();
         let mut offsets = self.offsets.lock();
         let offset = offsets[partition];
-        self.state.shards[partition].ingest(offset, &batch.take(), offset, &mut decoders, live.as_mut());
+        self.state.shards[partition].ingest(offset, &batch.take(), offset.., &mut decoders, live.as_mut());
         offsets[partition] += 1;
         if let Some(live) = live {
             self.state.live.publish(live);
