@@ -162,7 +162,7 @@ mod tests {
         let shard = Shard::new(0);
         shard.set_start_offsets([10; TableId::COUNT]);
         let mut decoders = WorkerDecoders::new(Arc::new(Decoders::default()));
-        shard.ingest(10, &events.take(), 10, &mut decoders, None);
+        shard.ingest(10, &events.take(), .., &mut decoders, None);
         Taken::new(shard.take_rows())
     }
 

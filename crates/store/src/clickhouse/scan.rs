@@ -185,7 +185,7 @@ impl ExecutionPlan for ClickHouseScan {
             return Err(DataFusionError::Internal(format!("ClickHouseScan has no partition {partition}")));
         }
         let (client, select, schema) = (self.client.clone(), self.select.clone(), Arc::clone(&self.schema));
-        let rows = stream::try_unfold(State::Asked { client, select }, move |state| {
+        let rows = stream::try_unfold(State::Asked(Box::new((client, select))), move |state| {
             let schema = Arc::clone(&schema);
             async move { Ok(state.next(&schema).await?) }
         });
@@ -196,7 +196,7 @@ impl ExecutionPlan for ClickHouseScan {
 /// How far the answer is.
 enum State {
     /// Nothing was sent yet.
-    Asked { client: Client, select: Select },
+    Asked(Box<(Client, Select)>),
     /// Rows come.
     Rows(Box<Running>),
     /// So many rows are still to be given that have no columns.
@@ -206,7 +206,8 @@ enum State {
 impl State {
     async fn next(self, schema: &SchemaRef) -> Result<Option<(RecordBatch, Self)>, ClickHouseError> {
         let state = match self {
-            Self::Asked { client, select } => {
+            Self::Asked(asked) => {
+                let (client, select) = *asked;
                 let counts = select.counts();
                 let mut running =
                     Running::start(&client, select.sql(), &[("readonly", "2".to_owned())]).await?;
@@ -223,7 +224,7 @@ impl State {
                 let rows = shaped(&rows, schema).map_err(|trouble| running.answer.client().error(trouble))?;
                 Ok(Some((rows, Self::Rows(running))))
             }
-            Self::Counted(0) | Self::Asked { .. } => Ok(None),
+            Self::Counted(0) | Self::Asked(_) => Ok(None),
             Self::Counted(left) => {
                 let now = left.min(COUNTED_ROWS);
                 let options = RecordBatchOptions::new().with_row_count(Some(now as usize));
