@@ -114,6 +114,16 @@ pub fn router(state: Arc<ServeState>, others: utoipa::openapi::OpenApi) -> Route
         .with_state(state)
 }
 
+/// What a process that does not answer questions serves: how it is.
+pub fn operations(state: Arc<ServeState>) -> Router {
+    rest::operations().layer(CatchPanicLayer::custom(panicked)).fallback(no_api).with_state(state)
+}
+
+async fn no_api(uri: axum::http::Uri) -> Problem {
+    Problem::not_found("page", uri.path())
+        .hint("this process has no role api: it has /healthz, /readyz, /metrics and /api/v1/status alone")
+}
+
 /// What a request has changed for devices holds for those that are connected, too, when it is answered.
 async fn settle(State(state): State<Arc<ServeState>>, request: Request, next: Next) -> Response {
     let changes_something = !request.method().is_safe();
