@@ -32,6 +32,7 @@ use catchment_store::history::{DeltaHistory, History};
 use catchment_store::live::{LiveConfig, LiveHub};
 use catchment_store::registry::{NewToken, Registry, RegistryPlace, Role};
 use catchment_store::shard::{Shard, ShardConfig};
+use catchment_store::snapshot::{ShardSnapshot, Snapshot};
 use catchment_types::DEFAULT_REALM;
 use prometheus_client::registry::Registry as MetricsRegistry;
 use tokio::runtime::{Handle, Runtime};
@@ -217,7 +218,8 @@ impl App {
         .await?;
         gateway.recall().await?;
         gateway.keep_routes_in(Arc::new(RegistryRoutes(Arc::clone(&registry)))).await?;
-        let tables = RealmTables::new(Arc::clone(&history), Arc::clone(&shards), Arc::clone(&registry));
+        let snapshot: Arc<dyn Snapshot> = Arc::new(ShardSnapshot::new(shards));
+        let tables = RealmTables::new(Arc::clone(&history), Arc::clone(&snapshot), Arc::clone(&registry));
         let sql = Arc::new(SqlEngine::new(Arc::new(tables), sql_config(&settings, &folder)?)?);
 
         let mut metrics = MetricsRegistry::default();
@@ -245,7 +247,7 @@ impl App {
         );
         let state = Arc::new(ServeState {
             config: settings.serve.clone(),
-            shards,
+            snapshot,
             live: Arc::clone(&live),
             registry: Arc::clone(&registry),
             access: Arc::clone(&admission) as Arc<dyn catchment_serve::access::Access>,

@@ -30,8 +30,7 @@ use axum::response::{IntoResponse, Response};
 use catchment_decode::Decoders;
 use catchment_store::live::LiveHub;
 use catchment_store::registry::Registry;
-use catchment_store::shard::Shard;
-use catchment_types::{DEFAULT_REALM, partition_of};
+use catchment_store::snapshot::Snapshot;
 use serde::{Deserialize, Serialize};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::compression::CompressionLayer;
@@ -69,8 +68,8 @@ impl Default for ServeConfig {
 pub struct ServeState {
     /// Settings.
     pub config: ServeConfig,
-    /// Latest values, by partition.
-    pub shards: Arc<[Arc<Shard>]>,
+    /// Latest values.
+    pub snapshot: Arc<dyn Snapshot>,
     /// Push.
     pub live: Arc<LiveHub>,
     /// Devices, decoders, tokens.
@@ -89,15 +88,6 @@ pub struct ServeState {
     pub anonymous: bool,
     /// When the process started.
     pub started: Instant,
-}
-
-impl ServeState {
-    /// The shard that a device's latest values are in.
-    fn shard(&self, device_id: &str) -> Option<&Arc<Shard>> {
-        let partitions = u32::try_from(self.shards.len()).unwrap_or(u32::MAX);
-        let partition = partition_of(DEFAULT_REALM, device_id, partitions);
-        self.shards.get(usize::try_from(partition).unwrap_or(usize::MAX))
-    }
 }
 
 /// Everything that HTTP serves, but for ingest, which is the gateway's and is merged with this; `others` describes it.
