@@ -161,7 +161,7 @@ impl App {
         make_administrator(&registry, &folder).await?;
         let decoders = Arc::new(Decoders::new(registry.rule_set().await?));
         let engine = engine_of(&engines, Seam::Log)?;
-        let (log, log_identity) = log::open(engine, &settings).await?;
+        let (log, log_identity, _group) = log::open(engine, &settings, false).await?;
         let shards = shards(&settings, log.partitions());
         let history =
             DeltaHistory::open(&path_of(&engines, Seam::History)?, settings.history.clone(), shards.to_vec())
