@@ -20,7 +20,7 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use catchment_decode::Decoders;
 use catchment_distribute::{DistributeConfig, DistributeMetrics, Distributor, Parts};
-use catchment_eventlog::{ConsumerGroup, EventLog, SoleMember};
+use catchment_eventlog::{ConsumerGroup, EventLog};
 use catchment_gateway::bridge::BridgeMetrics;
 use catchment_gateway::transport::{Protocol, TransportMetrics};
 use catchment_gateway::{Admission, Gateway, GatewayMetrics, SessionStore};
@@ -163,9 +163,9 @@ impl App {
         make_administrator(&registry, &folder).await?;
         let decoders = Arc::new(Decoders::new(registry.rule_set().await?));
         let engine = engine_of(&engines, Seam::Log)?;
-        let (log, log_identity) = log::open(engine, &settings).await?;
-        let group: Arc<dyn ConsumerGroup> =
-            Arc::new(SoleMember::new(folder.path().join("claims"), log.partitions()));
+        // Whoever keeps offsets with its rows has nobody to share the work with.
+        let is_shared = !matches!(engine_of(&engines, Seam::History)?, Engine::Embedded(_));
+        let (log, log_identity, group) = log::open(engine, &settings, is_shared).await?;
         let shards = shards(&settings, log.partitions());
         let history =
             DeltaHistory::open(&path_of(&engines, Seam::History)?, settings.history.clone(), shards.to_vec())
