@@ -137,6 +137,7 @@ impl Server {
             registry,
             decoders: Arc::new(Decoders::default()),
             sql: Arc::new(SqlEngine::new(Arc::new(tables), sql).unwrap()),
+            history: Arc::clone(&history),
             platform: Arc::new(Still),
             metrics: Arc::default(),
             anonymous,

@@ -266,6 +266,19 @@ impl Shard {
         taken
     }
 
+    /// Forgets everything, as before the first event: the partition is another process's to work on.
+    pub fn clear(&self) {
+        let mut state = self.state.lock();
+        *state = State {
+            config: state.config,
+            devices: Devices::default(),
+            rows: Rows::new(self.partition),
+            start: [0; TableId::COUNT],
+            next_offset: 0,
+        };
+        self.publish_bytes(&state);
+    }
+
     /// Tells that the rows that were taken are in files, and their memory is free.
     pub fn rows_written(&self) {
         self.taken_bytes.store(0, Ordering::Relaxed);

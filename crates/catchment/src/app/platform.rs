@@ -87,7 +87,7 @@ impl RunningPlatform {
         match self.history.health() {
             HistoryHealth::Healthy => None,
             HistoryHealth::Failing { since, attempts, message } => Some(format!(
-                "rows cannot be brought into files since {since} ({attempts} attempts): {message}"
+                "rows cannot be brought into history since {since} ({attempts} attempts): {message}"
             )),
         }
     }
