@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use catchment_distribute::Distributor;
+use catchment_distribute::{Distributor, Processed};
 use catchment_eventlog::EventLog;
 use catchment_gateway::GatewayMetrics;
 use catchment_gateway::transport::Protocol;
@@ -29,7 +29,9 @@ pub(super) struct RunningPlatform {
     log: Arc<dyn EventLog>,
     history: Arc<dyn History>,
     committed: watch::Receiver<Vec<Offset>>,
-    processed: watch::Receiver<Vec<Offset>>,
+    /// None when this process works on no partition.
+    processed: Option<watch::Receiver<Processed>>,
+    trouble: Option<Arc<dyn Fn() -> Vec<String> + Send + Sync>>,
     gateway: GatewayFigures,
 }
 
@@ -39,7 +41,7 @@ impl RunningPlatform {
         addresses: &Addresses,
         log: &Arc<dyn EventLog>,
         history: &Arc<dyn History>,
-        distributor: &Distributor,
+        distributor: Option<&Distributor>,
         gateway: &GatewayMetrics,
     ) -> Self {
         let listener = |(protocol, address): &(Protocol, SocketAddr)| match protocol {
@@ -58,21 +60,27 @@ impl RunningPlatform {
             log: Arc::clone(log),
             history: Arc::clone(history),
             committed: history.subscribe_committed(),
-            processed: distributor.processed(),
+            processed: distributor.map(Distributor::processed),
+            trouble: distributor.map(Distributor::trouble),
             gateway: GatewayFigures::new(gateway),
         }
     }
 
+    /// Those that are worked on here.
     fn partitions(&self) -> Vec<PartitionStatus> {
-        let decoded = self.processed.borrow().clone();
+        let Some(processed) = &self.processed else { return Vec::new() };
+        let decoded = processed.borrow().clone();
         let committed = self.committed.borrow().clone();
-        let status = |((partition, decoded_offset), committed_offset)| PartitionStatus {
-            partition,
-            log_offset: self.log.range(partition).end,
-            decoded_offset,
-            committed_offset,
+        let of_each = (0..).zip(decoded).zip(committed);
+        let status = |((partition, decoded), committed_offset): ((_, Option<Offset>), _)| {
+            Some(PartitionStatus {
+                partition,
+                log_offset: self.log.range(partition).end,
+                decoded_offset: decoded?,
+                committed_offset,
+            })
         };
-        (0..).zip(decoded).zip(committed).map(status).collect()
+        of_each.filter_map(status).collect()
     }
 
     fn failing(&self) -> Option<String> {
@@ -119,6 +127,7 @@ impl Platform for RunningPlatform {
             })
             .collect();
         reasons.extend(self.log.trouble().map(|trouble| format!("the event log does not answer: {trouble}")));
+        reasons.extend(self.trouble.iter().flat_map(|trouble| trouble()));
         reasons.extend(self.failing());
         reasons
     }
