@@ -2,6 +2,7 @@
 //!
 //! - [`shard`]: the memory of one partition: latest values, open rollup states, rows that are not in files yet.
 //! - [`history`]: the Delta tables on disk, and queries over memory and files as one table.
+//! - [`storage`]: where the tables are: a local folder, or S3.
 //! - [`live`]: push of readings to subscribers.
 //! - [`registry`]: devices, decoders and tokens.
 
@@ -10,4 +11,5 @@ pub mod history;
 pub mod live;
 pub mod registry;
 pub mod shard;
+pub mod storage;
 pub mod tables;

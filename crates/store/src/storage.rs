@@ -112,6 +112,12 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     /// The place refuses.
     fn write(&self, path: &str) -> Result<Box<dyn FileSink>, StorageError>;
 
+    /// As [`Self::write`], for a file that takes the place of the one of that name once it is finished.
+    ///
+    /// # Errors
+    /// The place refuses.
+    fn rewrite(&self, path: &str) -> Result<Box<dyn FileSink>, StorageError>;
+
     /// Reads a Parquet file from its beginning to its end, if there is one.
     ///
     /// # Errors

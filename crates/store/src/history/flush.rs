@@ -184,14 +184,14 @@ impl TableFlush {
         let mut log = self.table.log.lock();
         if committed(&log, self.start.len()) != self.start {
             // A flush that was given up by its caller went on, and was first.
-            delete_uncommitted(&self.table.folder, &files);
+            delete_uncommitted(&self.table, &files);
             return Ok(data_files(self.table.id, &log));
         }
         match log.commit("WRITE", actions) {
             Ok(_) => Ok(shared(files)),
             Err(error) => {
                 if !log.is_unsettled() {
-                    delete_uncommitted(&self.table.folder, &files);
+                    delete_uncommitted(&self.table, &files);
                 }
                 Err(error.into())
             }
@@ -210,7 +210,7 @@ impl TableFlush {
         let mut files = Vec::new();
         let result = self.write_files_into(&mut files);
         if result.is_err() {
-            delete_uncommitted(&self.table.folder, &files);
+            delete_uncommitted(&self.table, &files);
         }
         result.map(|()| files)
     }
@@ -219,7 +219,7 @@ impl TableFlush {
         let id = self.table.id;
         let rows = join(id, &self.rows)?;
         for (period, numbers) in sort::by_period(id, &rows) {
-            let mut writer = FileWriter::create(id, &self.table.folder, &period)?;
+            let mut writer = FileWriter::create(&self.table, &period)?;
             for numbers in numbers.chunks(BATCH_ROWS) {
                 writer.write(&pick(id, &rows, numbers)?)?;
             }

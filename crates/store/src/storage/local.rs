@@ -123,7 +123,14 @@ impl Storage for LocalFolder {
             Err(error) => return Err(StorageError::io("create", parent)(error)),
         }
         let file = File::create_new(&path).map_err(StorageError::io("create", &path))?;
-        Ok(Box::new(LocalSink { file, path, keep: false }))
+        Ok(Box::new(LocalSink { file, path, becomes: None, keep: false }))
+    }
+
+    fn rewrite(&self, path: &str) -> Result<Box<dyn FileSink>, StorageError> {
+        let becomes = self.at(path);
+        let path = becomes.with_extension("parquet.new");
+        let file = File::create(&path).map_err(StorageError::io("create", &path))?;
+        Ok(Box::new(LocalSink { file, path, becomes: Some(becomes), keep: false }))
     }
 
     fn read_rows(&self, path: &str, wanted: Wanted<'_>) -> Result<Option<ParquetRows>, ParquetError> {
@@ -169,6 +176,8 @@ fn list_into(folder: &Path, prefix: &str, files: &mut Vec<String>) -> Result<(),
 struct LocalSink {
     file: File,
     path: PathBuf,
+    /// The name that it has once it is finished, if another.
+    becomes: Option<PathBuf>,
     keep: bool,
 }
 
@@ -185,6 +194,9 @@ impl Write for LocalSink {
 impl FileSink for LocalSink {
     fn finish(mut self: Box<Self>) -> Result<u64, StorageError> {
         self.file.sync_all().map_err(StorageError::io("sync", &self.path))?;
+        if let Some(becomes) = &self.becomes {
+            fs::rename(&self.path, becomes).map_err(StorageError::io("rename", &self.path))?;
+        }
         if let Some(parent) = self.path.parent() {
             sync_folder(parent)?;
         }

@@ -178,7 +178,7 @@ impl Storage for S3Store {
         let read = async { self.0.store.get(&location).await?.bytes().await };
         match self.run(read) {
             Ok(bytes) => Ok(Some(bytes)),
-            Err(Error::NotFound { .. }) if !is_bucket_missing(self, path)? => Ok(None),
+            Err(error @ Error::NotFound { .. }) if !is_bucket_missing(&error) => Ok(None),
             Err(error) => Err(self.error("read", path)(error)),
         }
     }
@@ -198,13 +198,18 @@ impl Storage for S3Store {
     fn delete(&self, path: &str) -> Result<(), StorageError> {
         let location = Path::from(path);
         match self.run(self.0.store.delete(&location)) {
-            Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
+            Ok(()) => Ok(()),
+            Err(error @ Error::NotFound { .. }) if !is_bucket_missing(&error) => Ok(()),
             Err(error) => Err(self.error("delete", path)(error)),
         }
     }
 
     fn write(&self, path: &str) -> Result<Box<dyn FileSink>, StorageError> {
         Ok(Box::new(upload::Upload::new(self.clone(), path)))
+    }
+
+    fn rewrite(&self, path: &str) -> Result<Box<dyn FileSink>, StorageError> {
+        self.write(path)
     }
 
     fn read_rows(&self, path: &str, wanted: Wanted<'_>) -> Result<Option<ParquetRows>, ParquetError> {
@@ -230,13 +235,8 @@ impl Storage for S3Store {
 }
 
 /// Whether it is the bucket that is not there: S3 answers 404 to both.
-fn is_bucket_missing(store: &S3Store, path: &str) -> Result<bool, StorageError> {
-    let beside = Path::from(path);
-    match store.run(store.0.store.list_with_delimiter(Some(&beside))) {
-        Ok(_) => Ok(false),
-        Err(Error::NotFound { .. }) => Ok(true),
-        Err(error) => Err(store.error("read", path)(error)),
-    }
+fn is_bucket_missing(error: &Error) -> bool {
+    error.to_string().contains("NoSuchBucket")
 }
 
 /// The threads that speak with S3. They end with the store, wherever that is let go.
