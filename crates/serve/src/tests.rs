@@ -118,7 +118,11 @@ impl Server {
         let dir = tempfile::tempdir().unwrap();
         let shards: Vec<_> = (0..PARTITIONS).map(Shard::new).collect();
         let history: Arc<dyn History> =
-            DeltaHistory::open(&dir.path().join("history"), HistoryConfig::default(), shards.clone())
+            DeltaHistory::open(
+                &Places::in_folder(dir.path().join("history")),
+                HistoryConfig::default(),
+                shards.clone(),
+            )
                 .await
                 .unwrap();
         let registry = Arc::new(Registry::open(&dir.path().join("registry.sqlite")).await.unwrap());

@@ -17,6 +17,7 @@ use super::hook::{Hook, Step};
 use super::table::{Table, committed, data_files, offset_action};
 use super::writer::{FileWriter, delete_uncommitted, join, pick, shared};
 use super::{DeltaHistory, HistoryHealth, Urgency, sort};
+use crate::delta::DeltaLog;
 use crate::delta::actions::Action;
 use crate::tables::TableId;
 
@@ -185,7 +186,7 @@ impl TableFlush {
         if committed(&log, self.start.len()) != self.start {
             // A flush that was given up by its caller went on, and was first.
             delete_uncommitted(&self.table, &files);
-            return Ok(data_files(self.table.id, &log));
+            return Ok(self.files(&log));
         }
         match log.commit("WRITE", actions) {
             Ok(_) => Ok(shared(files)),
@@ -203,7 +204,15 @@ impl TableFlush {
         let mut log = self.table.log.lock();
         log.settle()?;
         let done = committed(&log, self.start.len()) != self.start;
-        Ok(done.then(|| data_files(self.table.id, &log)))
+        Ok(done.then(|| self.files(&log)))
+    }
+
+    /// All of the table's, but for a merged one that queries are not to see before those go that it has the rows of.
+    fn files(&self, log: &DeltaLog) -> Vec<Arc<DataFile>> {
+        let merged = self.table.unsettled.lock().as_ref().map(|replaced| replaced.new.path.clone());
+        let mut files = data_files(self.table.id, log);
+        files.retain(|file| merged.as_ref() != Some(&file.path));
+        files
     }
 
     fn write_files(&self) -> Result<Vec<DataFile>, StoreError> {

@@ -53,6 +53,8 @@ pub(super) struct Table {
     pub(super) log: Mutex<DeltaLog>,
     /// A file that was to take the place of others, when it is open whether its commit counts.
     pub(super) unsettled: Mutex<Option<Replacement>>,
+    /// A file of the archive that has rows of files which are still here.
+    pub(super) exporting: Mutex<Option<Replacement>>,
 }
 
 /// A file that has the rows of others.
@@ -97,12 +99,19 @@ impl Table {
             reader: FileReader::new(storage, part)?,
             log: Mutex::new(log),
             unsettled: Mutex::default(),
+            exporting: Mutex::default(),
         })
     }
 
     /// A file of the table, in its storage.
     pub(super) fn path(&self, file: &str) -> String {
         format!("{}/{file}", self.id.name())
+    }
+
+    /// Whether rows of the file are in a file of the archive that may count.
+    pub(super) fn is_exporting(&self, file: &DataFile) -> bool {
+        let exporting = self.exporting.lock();
+        exporting.iter().flat_map(|export| &export.old).any(|old| old.path == file.path)
     }
 
     /// For each partition the offset after the last event whose rows are committed.

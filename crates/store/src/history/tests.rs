@@ -90,7 +90,7 @@ pub(super) async fn open(folder: &Path) -> Arc<DeltaHistory> {
 
 pub(super) async fn open_with(folder: &Path, config: HistoryConfig) -> Arc<DeltaHistory> {
     let shards = (0..PARTITIONS as u32).map(Shard::new).collect();
-    DeltaHistory::open(folder, config, shards).await.unwrap()
+    DeltaHistory::open(&Places::in_folder(folder), config, shards).await.unwrap()
 }
 
 pub(super) fn context(history: &DeltaHistory) -> SessionContext {
@@ -328,7 +328,12 @@ async fn fewer_partitions_than_before_are_refused() {
     log.push_some(20);
     log.feed(&history);
     history.flush().await.unwrap();
-    let error = DeltaHistory::open(folder.path(), HistoryConfig::default(), vec![Shard::new(0)]).await;
+    let error = DeltaHistory::open(
+        &Places::in_folder(folder.path()),
+        HistoryConfig::default(),
+        vec![Shard::new(0)],
+    )
+    .await;
     let error = error.err().unwrap();
     assert!(matches!(error, StoreError::Partitions { partition: 1, partitions: 1, .. }), "{error}");
 }
