@@ -10,6 +10,7 @@
 mod listeners;
 mod log;
 mod metrics;
+mod places;
 mod platform;
 
 use std::net::SocketAddr;
@@ -32,6 +33,7 @@ use catchment_store::history::{DeltaHistory, History};
 use catchment_store::live::{LiveConfig, LiveHub};
 use catchment_store::registry::{NewToken, Registry, RegistryPlace, Role};
 use catchment_store::shard::{Shard, ShardConfig};
+use catchment_store::storage::Place;
 use catchment_types::DEFAULT_REALM;
 use prometheus_client::registry::Registry as MetricsRegistry;
 use tokio::runtime::{Handle, Runtime};
@@ -163,10 +165,11 @@ impl App {
         let engine = engine_of(&engines, Seam::Log)?;
         let (log, log_identity) = log::open(engine, &settings).await?;
         let shards = shards(&settings, log.partitions());
-        let history =
-            DeltaHistory::open(&path_of(&engines, Seam::History)?, settings.history.clone(), shards.to_vec())
-                .await?;
-        let has_history = (0..log.partitions()).any(|partition| history.start_offset(partition) > 0);
+        let places = places::of(&engines, &folder, &log_identity)?;
+        let history = DeltaHistory::open(&places, settings.history.clone(), shards.to_vec()).await?;
+        // In S3 it tells itself which log it is of: the data folder may be a new one.
+        let has_history = matches!(places.history, Place::Folder(_))
+            && (0..log.partitions()).any(|partition| history.start_offset(partition) > 0);
         folder.belongs_to_log(&log_identity, has_history)?;
         let restored = history.restore_snapshot().await?;
         let history: Arc<dyn History> = history;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use catchment_eventlog::kafka::{BadTarget, KafkaConfig, KafkaTarget};
 use catchment_store::registry::RegistryPlace;
+use catchment_store::storage::s3::{BadS3, S3Config, S3Place};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -40,7 +41,7 @@ impl Seam {
     const fn schemes(self) -> &'static [(&'static str, &'static str)] {
         match self {
             Self::Log => &[("kafka", "kafka")],
-            Self::History => &[("clickhouse", "clickhouse")],
+            Self::History => &[("clickhouse", "clickhouse"), ("s3", "s3")],
             Self::Snapshot => &[("redis", "redis"), ("rediss", "redis")],
             Self::Registry => &[("postgres", "postgres"), ("postgresql", "postgres")],
             Self::Archive => &[("s3", "s3")],
@@ -69,6 +70,8 @@ pub(crate) struct EngineUrls {
     pub(crate) archive: String,
     /// What is no part of a URL of Kafka.
     pub(crate) kafka: KafkaConfig,
+    /// What is no part of a URL of S3.
+    pub(crate) s3: S3Config,
 }
 
 impl EngineUrls {
@@ -96,6 +99,8 @@ pub(crate) enum Engine {
     Postgres(String),
     /// A topic of Kafka.
     Kafka(Box<KafkaTarget>),
+    /// A prefix of a bucket in S3.
+    S3(Box<S3Place>),
     /// Nothing.
     Off,
 }
@@ -108,6 +113,7 @@ impl Engine {
             Self::Memory => "memory",
             Self::Postgres(_) => "postgres",
             Self::Kafka(_) => "kafka",
+            Self::S3(_) => "s3",
             Self::Off => "off",
         }
     }
@@ -120,6 +126,7 @@ impl fmt::Display for Engine {
             Self::Memory => f.write_str("embedded, in memory"),
             Self::Postgres(url) => RegistryPlace::Postgres(url.clone()).fmt(f),
             Self::Kafka(target) => write!(f, "{target}"),
+            Self::S3(place) => write!(f, "{place}"),
             Self::Off => f.write_str("off"),
         }
     }
@@ -142,6 +149,8 @@ pub(crate) enum BadEngine {
     NoFile { seam: Seam },
     #[error("--{}: {reason}", .seam.name())]
     BadTarget { seam: Seam, reason: BadTarget },
+    #[error("--{}: {reason}", .seam.name())]
+    BadS3 { seam: Seam, reason: BadS3 },
 }
 
 /// What the URL at `seam` means, for a data folder.
@@ -160,6 +169,9 @@ pub(crate) fn resolve(seam: Seam, urls: &EngineUrls, data: &Path) -> Result<Engi
     if scheme == "file" {
         let path = rest.strip_prefix("//").unwrap_or(rest);
         return match (path, seam.folder()) {
+            (path, None) if seam == Seam::Archive && !path.is_empty() => {
+                Ok(Engine::Embedded(PathBuf::from(path)))
+            }
             (_, None) => Err(BadEngine::NoFile { seam }),
             ("", Some(folder)) => Ok(Engine::Embedded(data.join(folder))),
             (path, Some(_)) => Ok(Engine::Embedded(PathBuf::from(path))),
@@ -173,6 +185,13 @@ pub(crate) fn resolve(seam: Seam, urls: &EngineUrls, data: &Path) -> Result<Engi
         return match target {
             Ok(target) => Ok(Engine::Kafka(Box::new(target))),
             Err(reason) => Err(BadEngine::BadTarget { seam, reason }),
+        };
+    }
+    if let (Seam::History | Seam::Archive, "s3") = (seam, scheme) {
+        let place = S3Place::parse(url, &urls.s3);
+        return match place {
+            Ok(place) => Ok(Engine::S3(Box::new(place))),
+            Err(reason) => Err(BadEngine::BadS3 { seam, reason }),
         };
     }
     match seam.schemes().iter().find(|(known, _)| *known == scheme) {
@@ -242,6 +261,28 @@ mod tests {
         let engine = resolve(Seam::Registry, &urls, Path::new("/d")).unwrap();
         assert_eq!(engine.to_string(), "postgresql://h/d");
         assert_eq!(format!("{engine:?}"), "postgresql://h/d");
+    }
+
+    #[test]
+    fn s3_takes_history_and_archive() {
+        let urls = EngineUrls {
+            history: "s3://lake/city/".to_owned(),
+            archive: "s3://cold".to_owned(),
+            ..EngineUrls::default()
+        };
+        let resolved = |seam| resolve(seam, &urls, Path::new("/d")).unwrap();
+        assert_eq!(
+            (resolved(Seam::History).name(), resolved(Seam::History).to_string().as_str()),
+            ("s3", "s3://lake/city")
+        );
+        assert_eq!(resolved(Seam::Archive).to_string(), "s3://cold");
+        for bad in ["s3://", "s3://key:secret@lake", "s3://lake/a//b", "s3://lake/../b", "s3://lake/a?x=secret"] {
+            let urls = EngineUrls { history: bad.to_owned(), ..EngineUrls::default() };
+            let error = resolve(Seam::History, &urls, Path::new("/d")).unwrap_err().to_string();
+            assert!(error.starts_with("--history: ") && !error.contains("secret"), "{error}");
+        }
+        let urls = EngineUrls { archive: "file:/cold".to_owned(), ..EngineUrls::default() };
+        assert_eq!(resolve(Seam::Archive, &urls, Path::new("/d")), Ok(Engine::Embedded("/cold".into())));
     }
 
     #[test]

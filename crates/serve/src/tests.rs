@@ -12,7 +12,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode, header};
 use catchment_decode::{Decoders, WorkerDecoders};
-use catchment_store::history::{DeltaHistory, History, HistoryConfig};
+use catchment_store::history::{DeltaHistory, History, HistoryConfig, Places};
 use catchment_store::live::{LiveConfig, LiveHub};
 use catchment_store::registry::{AclRecord, BanRecord, NewToken, Registry, Role};
 use catchment_store::shard::Shard;

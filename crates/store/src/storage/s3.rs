@@ -13,6 +13,7 @@
 //! must not end with one of them.
 
 mod config;
+mod probe;
 mod upload;
 
 use std::fmt;
@@ -38,6 +39,7 @@ use parquet::errors::ParquetError;
 use tokio::runtime::Runtime;
 
 pub use config::{BadS3, S3Config, S3Place, Secret};
+pub use probe::{Probe, probe};
 
 use super::{Creation, FileSink, ParquetRows, Storage, StorageError, Wanted};
 
