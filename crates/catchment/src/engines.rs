@@ -276,7 +276,9 @@ mod tests {
             ("s3", "s3://lake/city")
         );
         assert_eq!(resolved(Seam::Archive).to_string(), "s3://cold");
-        for bad in ["s3://", "s3://key:secret@lake", "s3://lake/a//b", "s3://lake/../b", "s3://lake/a?x=secret"] {
+        for bad in
+            ["s3://", "s3://key:secret@lake", "s3://lake/a//b", "s3://lake/../b", "s3://lake/a?x=secret"]
+        {
             let urls = EngineUrls { history: bad.to_owned(), ..EngineUrls::default() };
             let error = resolve(Seam::History, &urls, Path::new("/d")).unwrap_err().to_string();
             assert!(error.starts_with("--history: ") && !error.contains("secret"), "{error}");

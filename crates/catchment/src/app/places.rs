@@ -21,11 +21,8 @@ pub(super) fn of(
         Engine::Off => None,
         engine => Some(place(engine)?),
     };
-    let places = Places {
-        history: place(engine_of(engines, Seam::History)?)?,
-        archive,
-        log: log_identity.to_owned(),
-    };
+    let places =
+        Places { history: place(engine_of(engines, Seam::History)?)?, archive, log: log_identity.to_owned() };
     // Every embedded log is called the same; to who can be met in S3 or in an archive, it is that of its data folder.
     let is_met = places.archive.is_some() || matches!(places.history, Place::S3(_));
     match is_met && log_identity == "embedded" {

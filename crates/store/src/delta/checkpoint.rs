@@ -42,11 +42,7 @@ pub(super) fn write(
 }
 
 /// Reads the checkpoint of `version`.
-pub(super) fn read(
-    storage: &dyn Storage,
-    log_folder: &str,
-    version: u64,
-) -> Result<Vec<Action>, DeltaError> {
+pub(super) fn read(storage: &dyn Storage, log_folder: &str, version: u64) -> Result<Vec<Action>, DeltaError> {
     let path = format!("{log_folder}/{}", file_name(version));
     let damaged = |message: &str| DeltaError::damaged(storage.shown(&path), message);
     let bytes = storage.read(&path)?.ok_or_else(|| damaged("it is gone"))?;

@@ -123,8 +123,11 @@ impl DeltaLog {
         loop {
             attempts += 1;
             let taken = Self::open(storage, folder, definition).and_then(|mut log| {
-                let transaction =
-                    Transaction { app_id: WRITER.to_owned(), version: now_ms(), last_updated: Some(now_ms()) };
+                let transaction = Transaction {
+                    app_id: WRITER.to_owned(),
+                    version: now_ms(),
+                    last_updated: Some(now_ms()),
+                };
                 log.commit("TAKE OVER", vec![Action::Txn(transaction)])?;
                 Ok(log)
             });
@@ -294,7 +297,9 @@ impl DeltaLog {
         let Some(&keep_from) = self.checkpoints.iter().rev().nth(1) else { return Ok(()) };
         for file in self.list()? {
             match file {
-                LogFile::Commit(version, path) | LogFile::Checkpoint(version, path) if version < keep_from => {
+                LogFile::Commit(version, path) | LogFile::Checkpoint(version, path)
+                    if version < keep_from =>
+                {
                     self.storage.delete(&path)?;
                 }
                 _ => {}

@@ -38,7 +38,9 @@ impl DeltaHistory {
         let view = Arc::clone(&self.view);
         blocking("restoring of the snapshot", Urgency::Soon, move || {
             let shards = view.shards();
-            let covered = snapshot_file::read(&*events_table.storage, |rows| give_all(shards, rows, Shard::restore_saved))?;
+            let covered = snapshot_file::read(&*events_table.storage, |rows| {
+                give_all(shards, rows, Shard::restore_saved)
+            })?;
             let covered = covered.unwrap_or_default();
             for file in left(&events, &covered.raw_events) {
                 restore_events(&events_table, file, shards)?;

@@ -16,7 +16,12 @@ const CHECKPOINT_COMMITS: u64 = 50;
 
 impl DeltaHistory {
     /// Takes files out whose day or month ended `days` ago.
-    pub(super) async fn expire(&self, table: &Arc<Table>, days: u32, now: Timestamp) -> Result<(), StoreError> {
+    pub(super) async fn expire(
+        &self,
+        table: &Arc<Table>,
+        days: u32,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
         let files = self.view.files_in(table.part, table.id);
         let expired: Vec<_> = files.iter().filter(|file| is_over(table, file, days, now)).cloned().collect();
         if expired.is_empty() {

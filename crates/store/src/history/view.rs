@@ -111,7 +111,13 @@ impl View {
     }
 
     /// Files took the place of others, or of nothing.
-    pub(super) fn replaced(&self, part: Part, table: TableId, old: &[Arc<DataFile>], new: Vec<Arc<DataFile>>) {
+    pub(super) fn replaced(
+        &self,
+        part: Part,
+        table: TableId,
+        old: &[Arc<DataFile>],
+        new: Vec<Arc<DataFile>>,
+    ) {
         replace(&mut self.state.write().files[part.index()][table.index()], old, new);
     }
 

@@ -147,7 +147,7 @@ fn parquet_comes_back(storage: &dyn Storage) {
         let batches: Vec<_> = read.rows.map(Result::unwrap).collect();
         assert!(batches.len() >= 5 && batches.iter().all(|rows| rows.num_columns() == count));
         let read = arrow::compute::concat_batches(&batches[0].schema(), &batches).unwrap();
-        assert_eq!(read["text"], rows["text"]);
+        assert_eq!(&read["text"], &rows["text"]);
     }
     storage.replace("parquet/broken", Bytes::from_static(b"no Parquet")).unwrap();
     assert!(storage.read_rows("parquet/broken", wanted(&[])).is_err());
@@ -156,6 +156,7 @@ fn parquet_comes_back(storage: &dyn Storage) {
 #[test]
 fn a_local_folder_conforms() {
     let folder = tempfile::tempdir().unwrap();
-    let storage: Arc<dyn Storage> = Arc::new(super::local::LocalFolder::open(&folder.path().join("new")).unwrap());
+    let storage: Arc<dyn Storage> =
+        Arc::new(super::local::LocalFolder::open(&folder.path().join("new")).unwrap());
     all(&storage);
 }

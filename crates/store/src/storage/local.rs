@@ -141,8 +141,7 @@ impl Storage for LocalFolder {
             Err(error) => return Err(StorageError::io("open", &path)(error).into()),
         };
         let options = ArrowReaderOptions::new().with_schema(Arc::clone(&wanted.schema));
-        let builder =
-            wanted.configure(ParquetRecordBatchReaderBuilder::try_new_with_options(file, options)?);
+        let builder = wanted.configure(ParquetRecordBatchReaderBuilder::try_new_with_options(file, options)?);
         let metadata = Arc::clone(builder.metadata());
         let rows = builder.build()?.map(|rows| rows.map_err(ParquetError::from));
         Ok(Some(ParquetRows { metadata, rows: Box::new(rows) }))

@@ -25,6 +25,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use datafusion::datasource::listing::PartitionedFile;
+use datafusion::datasource::physical_plan::parquet::{
+    DefaultParquetFileReaderFactory, ParquetFileReaderFactory,
+};
+use datafusion::error::DataFusionError;
+use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
 use futures::{StreamExt, TryStreamExt};
 use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::client::SpawnedReqwestConnector;
@@ -34,7 +40,7 @@ use object_store::{
     BackoffConfig, ClientConfigKey, Error, ObjectStore, ObjectStoreExt, PutMode, PutPayload, RetryConfig,
 };
 use parquet::arrow::arrow_reader::ArrowReaderOptions;
-use parquet::arrow::async_reader::{ParquetObjectReader, ParquetRecordBatchStreamBuilder};
+use parquet::arrow::async_reader::{AsyncFileReader, ParquetRecordBatchStreamBuilder};
 use parquet::errors::ParquetError;
 use tokio::runtime::Runtime;
 
@@ -190,8 +196,9 @@ impl Storage for S3Store {
         let objects = self.0.store.list(Some(&prefix)).try_collect::<Vec<_>>();
         let objects = self.run(objects).map_err(self.error("list", folder))?;
         let relative = |location: &Path| {
-            let parts: Option<Vec<_>> =
-                location.prefix_match(&prefix).map(|parts| parts.map(|part| part.as_ref().to_owned()).collect());
+            let parts: Option<Vec<_>> = location
+                .prefix_match(&prefix)
+                .map(|parts| parts.map(|part| part.as_ref().to_owned()).collect());
             parts.map(|parts| parts.join("/"))
         };
         Ok(objects.iter().filter_map(|object| relative(&object.location)).collect())
@@ -221,7 +228,10 @@ impl Storage for S3Store {
             Err(Error::NotFound { .. }) => return Ok(None),
             Err(error) => return Err(self.error("read", path)(error).into()),
         };
-        let reader = ParquetObjectReader::new(self.object_store(), location).with_file_size(size);
+        let files = DefaultParquetFileReaderFactory::new(self.object_store());
+        let file = PartitionedFile::new(path, size);
+        let reader: Box<dyn AsyncFileReader> =
+            files.create_reader(0, file, None, &ExecutionPlanMetricsSet::new()).map_err(external)?;
         let options = ArrowReaderOptions::new().with_schema(Arc::clone(&wanted.schema));
         let builder = self.run(ParquetRecordBatchStreamBuilder::new_with_options(reader, options))?;
         let builder = wanted.configure(builder);
@@ -234,6 +244,10 @@ impl Storage for S3Store {
     fn object_store(&self) -> Arc<dyn ObjectStore> {
         Arc::clone(&self.0.store) as Arc<dyn ObjectStore>
     }
+}
+
+fn external(error: DataFusionError) -> ParquetError {
+    ParquetError::External(Box::new(error))
 }
 
 /// Whether it is the bucket that is not there: S3 answers 404 to both.
@@ -276,12 +290,17 @@ fn explain(error: Error) -> io::Error {
     let said = match within("Code") {
         Some(code) => {
             let hint = match code.as_str() {
-                "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "AccessDenied" | "InvalidToken"
+                "InvalidAccessKeyId"
+                | "SignatureDoesNotMatch"
+                | "AccessDenied"
+                | "InvalidToken"
                 | "ExpiredToken" => {
                     "; look at access_key_id and secret_access_key_file in [engines.s3], or AWS_… in the environment, and at what they may do"
                 }
                 "NoSuchBucket" => "; make the bucket, or name another",
-                "SlowDown" | "InternalError" | "ServiceUnavailable" => "; it was asked again until request_s_max",
+                "SlowDown" | "InternalError" | "ServiceUnavailable" => {
+                    "; it was asked again until request_s_max"
+                }
                 _ => "",
             };
             let message = within("Message").map(|message| format!(": {message}")).unwrap_or_default();
@@ -311,3 +330,5 @@ fn explain(error: Error) -> io::Error {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) use tests::place as test_place;

@@ -13,8 +13,7 @@ pub(crate) fn place(prefix: &str) -> Option<S3Place> {
     }))
     .unwrap();
     let bucket = std::env::var("CATCHMENT_TEST_S3_BUCKET").unwrap_or_else(|_| "catchment-unit".to_owned());
-    let place =
-        S3Place { bucket, prefix: format!("{prefix}-{:016x}", rand::random::<u64>()), config };
+    let place = S3Place { bucket, prefix: format!("{prefix}-{:016x}", rand::random::<u64>()), config };
     make_bucket(&place);
     Some(place)
 }
@@ -66,16 +65,23 @@ fn what_s3_says_is_told_in_words() {
         "<Error><Code>SignatureDoesNotMatch</Code><Message>It differs.</Message><X>long</X></Error>",
     ))
     .to_string();
-    assert!(said.starts_with("S3 answers SignatureDoesNotMatch: It differs.; look at access_key_id"), "{said}");
+    assert!(
+        said.starts_with("S3 answers SignatureDoesNotMatch: It differs.; look at access_key_id"),
+        "{said}"
+    );
     assert!(!said.contains("long"), "{said}");
-    assert_eq!(explain(answer("500 Internal Server Error", "")).to_string(), "S3 answers 500 Internal Server Error");
+    assert_eq!(
+        explain(answer("500 Internal Server Error", "")).to_string(),
+        "S3 answers 500 Internal Server Error"
+    );
     let said = explain(answer("403 Forbidden", "")).to_string();
     assert!(said.starts_with("S3 answers 403 Forbidden; look at access_key_id"), "{said}");
 }
 
 #[test]
 fn settings_are_refused_in_words_and_secrets_not_shown() {
-    let config: S3Config = serde_json::from_str(r#"{"endpoint":"http://h:1","secret_access_key":"hush"}"#).unwrap();
+    let config: S3Config =
+        serde_json::from_str(r#"{"endpoint":"http://h:1","secret_access_key":"hush"}"#).unwrap();
     let place = S3Place::parse("s3://lake/x/", &config).unwrap();
     assert_eq!(place.to_string(), "s3://lake/x");
     assert!(!format!("{place:?}").contains("hush"));
