@@ -94,6 +94,14 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     /// The place refuses.
     fn read(&self, path: &str) -> Result<Option<Bytes>, StorageError>;
 
+    /// What several small files hold, in the order of the paths.
+    ///
+    /// # Errors
+    /// The place refuses.
+    fn read_all(&self, paths: &[String]) -> Result<Vec<Option<Bytes>>, StorageError> {
+        paths.iter().map(|path| self.read(path)).collect()
+    }
+
     /// All files below a folder, relative to it, in no order.
     ///
     /// # Errors

@@ -327,15 +327,15 @@ impl DeltaLog {
             }
             self.version = Some(version);
         }
-        for version in commits {
-            let next = self.version.map_or(0, |version| version + 1);
-            if version < next {
-                continue;
-            }
-            let path = self.commit_path(next);
-            let bytes = if version == next { self.storage.read(&path)? } else { None };
-            let missing = || DeltaError::damaged(self.storage.shown(&path), "the commit is missing");
-            self.apply_commit(version, &bytes.ok_or_else(missing)?)?;
+        let first = self.version.map_or(0, |version| version + 1);
+        commits.retain(|&version| version >= first);
+        let paths: Vec<_> = commits.iter().map(|&version| self.commit_path(version)).collect();
+        let texts = self.storage.read_all(&paths)?;
+        for ((next, version), bytes) in (first..).zip(commits).zip(texts) {
+            let path = self.storage.shown(&self.commit_path(next));
+            let bytes = bytes.filter(|_| version == next);
+            let bytes = bytes.ok_or_else(|| DeltaError::damaged(path, "the commit is missing"))?;
+            self.apply_commit(version, &bytes)?;
         }
         if self.version.is_some() && self.metadata.is_none() {
             let path = self.storage.shown(&self.log_folder);

@@ -27,6 +27,8 @@ fn small_files_come_and_go(storage: &dyn Storage) {
     storage.replace("small/a", Bytes::from_static(b"two")).unwrap();
     assert_eq!(storage.read("small/a").unwrap(), Some(Bytes::from_static(b"two")));
     storage.replace("small/empty", Bytes::new()).unwrap();
+    let all = storage.read_all(&["small/none", "small/a", "small/empty"].map(str::to_owned)).unwrap();
+    assert_eq!(all, [None, Some(Bytes::from_static(b"two")), Some(Bytes::new())]);
     assert_eq!(storage.read("small/empty").unwrap(), Some(Bytes::new()));
     for _ in 0..2 {
         storage.delete("small/a").unwrap();

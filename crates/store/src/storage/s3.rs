@@ -31,7 +31,7 @@ use datafusion::datasource::physical_plan::parquet::{
 };
 use datafusion::error::DataFusionError;
 use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
-use futures::{StreamExt, TryStreamExt};
+use futures::{StreamExt, TryStreamExt, stream};
 use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::client::SpawnedReqwestConnector;
 use object_store::path::Path;
@@ -53,6 +53,10 @@ const CONNECT_MAX: Duration = Duration::from_secs(5);
 const PAUSE_MIN: Duration = Duration::from_millis(200);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 const RETRIES_MAX: usize = 10;
+/// Of small files, at a start.
+const READS_AT_ONCE: usize = 16;
+const CREDENTIALS_HINT: &str = "; look at access_key_id and secret_access_key_file in [engines.s3], or AWS_… in the \
+    environment, and at what they may do";
 
 /// A prefix of a bucket.
 #[derive(Debug, Clone)]
@@ -94,6 +98,16 @@ impl S3Store {
     /// Waits for what S3 answers.
     fn run<T>(&self, asked: impl Future<Output = T>) -> T {
         self.0.io.handle().block_on(asked)
+    }
+
+    async fn get(&self, path: &str) -> Result<Option<Bytes>, StorageError> {
+        let location = Path::from(path);
+        let read = async { self.0.store.get(&location).await?.bytes().await };
+        match read.await {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error @ Error::NotFound { .. }) if !is_bucket_missing(&error) => Ok(None),
+            Err(error) => Err(self.error("read", path)(error)),
+        }
     }
 
     fn error(&self, what: &'static str, path: &str) -> impl FnOnce(Error) -> StorageError {
@@ -182,13 +196,12 @@ impl Storage for S3Store {
     }
 
     fn read(&self, path: &str) -> Result<Option<Bytes>, StorageError> {
-        let location = Path::from(path);
-        let read = async { self.0.store.get(&location).await?.bytes().await };
-        match self.run(read) {
-            Ok(bytes) => Ok(Some(bytes)),
-            Err(error @ Error::NotFound { .. }) if !is_bucket_missing(&error) => Ok(None),
-            Err(error) => Err(self.error("read", path)(error)),
-        }
+        self.run(self.get(path))
+    }
+
+    fn read_all(&self, paths: &[String]) -> Result<Vec<Option<Bytes>>, StorageError> {
+        let all = stream::iter(paths).map(|path| self.get(path)).buffered(READS_AT_ONCE);
+        self.run(all.try_collect())
     }
 
     fn list(&self, folder: &str) -> Result<Vec<String>, StorageError> {
@@ -294,9 +307,7 @@ fn explain(error: Error) -> io::Error {
                 | "SignatureDoesNotMatch"
                 | "AccessDenied"
                 | "InvalidToken"
-                | "ExpiredToken" => {
-                    "; look at access_key_id and secret_access_key_file in [engines.s3], or AWS_… in the environment, and at what they may do"
-                }
+                | "ExpiredToken" => CREDENTIALS_HINT,
                 "NoSuchBucket" => "; make the bucket, or name another",
                 "SlowDown" | "InternalError" | "ServiceUnavailable" => {
                     "; it was asked again until request_s_max"
@@ -311,7 +322,7 @@ fn explain(error: Error) -> io::Error {
                 let status = status.split_once(':').map_or(status, |(status, _)| status);
                 let hint = match status.trim_start() {
                     forbidden if forbidden.starts_with("403") || forbidden.starts_with("401") => {
-                        "; look at access_key_id and secret_access_key_file in [engines.s3], or AWS_… in the environment, and at what they may do"
+                        CREDENTIALS_HINT
                     }
                     _ => "",
                 };
