@@ -4,6 +4,7 @@
 //! - [`history`]: the Delta tables on disk, and queries over memory and files as one table.
 //! - [`clickhouse`]: history in a ClickHouse server instead.
 //! - [`snapshot`]: how latest values and devices are read, whatever has them.
+//! - [`storage`]: where the tables are: a local folder, or S3.
 //! - [`live`]: push of readings to subscribers.
 //! - [`registry`]: devices, decoders and tokens.
 
@@ -14,4 +15,5 @@ pub mod live;
 pub mod registry;
 pub mod shard;
 pub mod snapshot;
+pub mod storage;
 pub mod tables;
