@@ -7,6 +7,7 @@
 //!
 //! A stop is bounded; whatever it does not get done is done again from the log at the next start.
 
+mod history;
 mod listeners;
 mod log;
 mod metrics;
@@ -20,7 +21,7 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use catchment_decode::Decoders;
 use catchment_distribute::{DistributeConfig, DistributeMetrics, Distributor, Parts};
-use catchment_eventlog::EventLog;
+use catchment_eventlog::{ConsumerGroup, EventLog, SoleMember};
 use catchment_gateway::bridge::BridgeMetrics;
 use catchment_gateway::transport::{Protocol, TransportMetrics};
 use catchment_gateway::{Admission, Gateway, GatewayMetrics, SessionStore};
@@ -28,7 +29,7 @@ use catchment_serve::ServeState;
 use catchment_serve::pg::{self, PgMetrics};
 use catchment_serve::sql::{RealmTables, SqlConfig, SqlEngine};
 use catchment_sim::MqttTarget;
-use catchment_store::history::{DeltaHistory, History};
+use catchment_store::history::History;
 use catchment_store::live::{LiveConfig, LiveHub};
 use catchment_store::registry::{NewToken, Registry, RegistryPlace, Role};
 use catchment_store::shard::{Shard, ShardConfig};
@@ -162,21 +163,19 @@ impl App {
         let decoders = Arc::new(Decoders::new(registry.rule_set().await?));
         let engine = engine_of(&engines, Seam::Log)?;
         let (log, log_identity) = log::open(engine, &settings).await?;
+        let group: Arc<dyn ConsumerGroup> =
+            Arc::new(SoleMember::new(folder.path().join("claims"), log.partitions()));
         let shards = shards(&settings, log.partitions());
-        let history =
-            DeltaHistory::open(&path_of(&engines, Seam::History)?, settings.history.clone(), shards.to_vec())
-                .await?;
-        let has_history = (0..log.partitions()).any(|partition| history.start_offset(partition) > 0);
-        folder.belongs_to_log(&log_identity, has_history)?;
-        let restored = history.restore_snapshot().await?;
-        let history: Arc<dyn History> = history;
-        tracing::info!(values = restored, took = ?started.elapsed(), "the snapshot is restored");
+        let history_engine = engine_of(&engines, Seam::History)?;
+        let of_log = history::Log { identity: &log_identity, group: &group };
+        let history = history::open(history_engine, &settings, &folder, of_log, &shards).await?;
         let live = LiveHub::new(LiveConfig::default());
 
         let distribute_metrics = DistributeMetrics::default();
         let parts = Parts {
             log: Arc::clone(&log),
-            start_offsets: history.subscribe_committed().borrow().clone(),
+            group,
+            history: Arc::clone(&history),
             shards: shards.to_vec(),
             decoders: Arc::clone(&decoders),
             live: Arc::clone(&live),
@@ -234,6 +233,7 @@ impl App {
             access: Arc::clone(&admission) as Arc<dyn catchment_serve::access::Access>,
             decoders: Arc::clone(&decoders),
             sql: Arc::clone(&sql),
+            history: Arc::clone(&history),
             platform: Arc::new(platform),
             metrics: Arc::new(metrics),
             anonymous,

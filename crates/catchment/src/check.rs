@@ -1,6 +1,7 @@
 //! `catchment check`: is this configuration sound, what do the engines resolve to, what does the machine give.
 
 mod bridges;
+mod clickhouse;
 #[cfg(feature = "kafka")]
 mod kafka;
 mod tls;
@@ -127,6 +128,7 @@ fn engine(settings: &Settings, seam: Seam) -> Finding {
         }
         #[cfg(feature = "kafka")]
         Ok(Engine::Kafka(target)) => kafka::finding(*target, &settings.log),
+        Ok(Engine::ClickHouse(target)) => clickhouse::finding(&target),
         Ok(engine) => {
             let arrow = if shown.is_empty() { "" } else { " → " };
             finding(format!("engine {}", seam.name()), format!("{shown}{arrow}{engine}"), Verdict::Good)
@@ -279,11 +281,11 @@ mod tests {
         let found = listener(&ListenerConfig::new(Protocol::Mqtt, taken.local_addr().unwrap()));
         assert!(matches!(found.verdict, Verdict::Bad(reason) if reason.contains("--mqtt")));
         let mut settings = Settings::default();
-        settings.engines.history = "clickhouse://u:secret@h".to_owned();
-        let found = engine(&settings, Seam::History);
+        settings.engines.snapshot = "redis://u:secret@h".to_owned();
+        let found = engine(&settings, Seam::Snapshot);
         assert!(
-            matches!(found.verdict, Verdict::Bad(reason) if reason.contains("clickhouse is not in this build"))
+            matches!(found.verdict, Verdict::Bad(reason) if reason.contains("redis is not in this build"))
         );
-        assert_eq!(found.found, "clickhouse://***@h");
+        assert_eq!(found.found, "redis://***@h");
     }
 }

@@ -274,6 +274,9 @@ pub(crate) struct QueryArgs {
     /// How rows are printed.
     #[arg(long, value_enum, default_value_t = QueryFormat::Table)]
     pub(crate) format: QueryFormat,
+    /// Whose SQL it is.
+    #[arg(long, value_enum, default_value_t = QueryDialect::Postgresql)]
+    pub(crate) dialect: QueryDialect,
     #[command(flatten)]
     pub(crate) client: ClientArgs,
 }
@@ -288,6 +291,14 @@ pub(crate) enum QueryFormat {
     Ndjson,
     /// With a header line.
     Csv,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum QueryDialect {
+    /// Catchment's own, over all tables.
+    Postgresql,
+    /// ClickHouse's, where history is on it.
+    Clickhouse,
 }
 
 #[derive(Debug, Args)]

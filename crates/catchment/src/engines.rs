@@ -7,6 +7,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use catchment_eventlog::kafka::{BadTarget, KafkaConfig, KafkaTarget};
+use catchment_store::clickhouse::{BadClickHouseUrl, ClickHouseConfig, ClickHouseTarget};
 use catchment_store::registry::RegistryPlace;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -40,7 +41,7 @@ impl Seam {
     const fn schemes(self) -> &'static [(&'static str, &'static str)] {
         match self {
             Self::Log => &[("kafka", "kafka")],
-            Self::History => &[("clickhouse", "clickhouse")],
+            Self::History => &[("clickhouse", "clickhouse"), ("clickhouses", "clickhouse")],
             Self::Snapshot => &[("redis", "redis"), ("rediss", "redis")],
             Self::Registry => &[("postgres", "postgres"), ("postgresql", "postgres")],
             Self::Archive => &[("s3", "s3")],
@@ -69,6 +70,8 @@ pub(crate) struct EngineUrls {
     pub(crate) archive: String,
     /// What is no part of a URL of Kafka.
     pub(crate) kafka: KafkaConfig,
+    /// What is no part of a URL of ClickHouse.
+    pub(crate) clickhouse: ClickHouseConfig,
 }
 
 impl EngineUrls {
@@ -96,6 +99,8 @@ pub(crate) enum Engine {
     Postgres(String),
     /// A topic of Kafka.
     Kafka(Box<KafkaTarget>),
+    /// A database of ClickHouse.
+    ClickHouse(Box<ClickHouseTarget>),
     /// Nothing.
     Off,
 }
@@ -108,6 +113,7 @@ impl Engine {
             Self::Memory => "memory",
             Self::Postgres(_) => "postgres",
             Self::Kafka(_) => "kafka",
+            Self::ClickHouse(_) => "clickhouse",
             Self::Off => "off",
         }
     }
@@ -120,6 +126,7 @@ impl fmt::Display for Engine {
             Self::Memory => f.write_str("embedded, in memory"),
             Self::Postgres(url) => RegistryPlace::Postgres(url.clone()).fmt(f),
             Self::Kafka(target) => write!(f, "{target}"),
+            Self::ClickHouse(target) => write!(f, "{target}"),
             Self::Off => f.write_str("off"),
         }
     }
@@ -142,6 +149,8 @@ pub(crate) enum BadEngine {
     NoFile { seam: Seam },
     #[error("--{}: {reason}", .seam.name())]
     BadTarget { seam: Seam, reason: BadTarget },
+    #[error("--{}: {reason}", .seam.name())]
+    BadClickHouse { seam: Seam, reason: BadClickHouseUrl },
 }
 
 /// What the URL at `seam` means, for a data folder.
@@ -167,6 +176,13 @@ pub(crate) fn resolve(seam: Seam, urls: &EngineUrls, data: &Path) -> Result<Engi
     }
     if let (Seam::Registry, "postgres" | "postgresql") = (seam, scheme) {
         return Ok(Engine::Postgres(url.to_owned()));
+    }
+    if let (Seam::History, "clickhouse" | "clickhouses") = (seam, scheme) {
+        let target = ClickHouseTarget::parse(url, &urls.clickhouse);
+        return match target {
+            Ok(target) => Ok(Engine::ClickHouse(Box::new(target))),
+            Err(reason) => Err(BadEngine::BadClickHouse { seam, reason }),
+        };
     }
     if cfg!(feature = "kafka") && (seam, scheme) == (Seam::Log, "kafka") {
         let target = KafkaTarget::parse(url, &urls.kafka);
@@ -225,6 +241,17 @@ mod tests {
             error.starts_with("--log: a Kafka URL takes security,") && !error.contains("secret"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn clickhouse_is_named_without_its_password() {
+        let history = |url: &str| EngineUrls { history: url.to_owned(), ..EngineUrls::default() };
+        let engine = resolve(Seam::History, &history("clickhouse://u:secret@h/d"), Path::new("/d")).unwrap();
+        assert_eq!((engine.name(), engine.to_string().as_str()), ("clickhouse", "clickhouse://h:8123/d"));
+        assert!(!format!("{engine:?}").contains("secret"));
+        let error = resolve(Seam::History, &history("clickhouse://u:secret@h"), Path::new("/d")).unwrap_err();
+        let error = error.to_string();
+        assert!(error.starts_with("--history: a ClickHouse URL is") && !error.contains("secret"), "{error}");
     }
 
     #[test]

@@ -62,7 +62,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let events = block(at, devices)?;
             let start = Instant::now();
             let mut live = hub.batch();
-            shard.ingest(next, &events, next, &mut decoders, live.as_mut());
+            shard.ingest(next, &events, next.., &mut decoders, live.as_mut());
             if let Some(batch) = live {
                 hub.publish(batch);
             }

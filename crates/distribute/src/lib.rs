@@ -1,28 +1,34 @@
 //! Partition workers: read the log, decode, fan out.
 //!
-//! One task for each partition reads blocks from the log in order, hands them to the partition's [`Shard`] (latest
-//! values, rollups, rows for history) and publishes what live subscribers want. It keeps no state of its own: after a
-//! restart it begins where history's committed offsets say, and the shard's tables skip what they already have.
+//! For each partition that the consumer group gives to this process, one task takes it over from history, reads its blocks in
+//! order, hands them to the partition's [`Shard`] (latest values, rollups, rows for history) and publishes what live
+//! subscribers want. It keeps no state of its own: it begins where history says, and the shard's tables skip
+//! what they already have. When the group takes the partition away, the task stops, lets history bring in what it has, and
+//! says so to the group.
 //!
 //! *Back-pressure*: while the rows that history has not written yet are over the budget, workers wait; the log then grows
 //! on disk, and nothing is lost. The budget has to be well above the size at which history flushes.
 
 mod metrics;
+mod supervisor;
 mod worker;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use catchment_decode::Decoders;
-use catchment_eventlog::EventLog;
+use catchment_eventlog::{ConsumerGroup, EventLog};
+use catchment_store::history::History;
 use catchment_store::live::LiveHub;
 use catchment_store::shard::Shard;
 use catchment_types::{Offset, PartitionId};
+use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::JoinHandle;
 
-use self::worker::{Shared, Worker};
+use self::supervisor::Shared;
 
 pub use self::metrics::DistributeMetrics;
 
@@ -33,8 +39,9 @@ pub struct DistributeConfig {
     pub budget_bytes: usize,
     /// About how much is read from the log at once, in bytes.
     pub read_bytes_max: usize,
-    /// How long a shutdown goes on reading what is in the log already. What is left then is read after the next start.
-    pub drain_max: Duration,
+    /// How long a shutdown goes on reading what is in the log already; nothing when other processes go on with it.
+    /// What is left then is read after the next start.
+    pub drain_max: Option<Duration>,
 }
 
 impl Default for DistributeConfig {
@@ -42,7 +49,7 @@ impl Default for DistributeConfig {
         Self {
             budget_bytes: 512 * 1024 * 1024,
             read_bytes_max: 1024 * 1024,
-            drain_max: Duration::from_secs(10),
+            drain_max: Some(Duration::from_secs(10)),
         }
     }
 }
@@ -51,10 +58,12 @@ impl Default for DistributeConfig {
 pub struct Parts {
     /// Where events come from.
     pub log: Arc<dyn EventLog>,
+    /// Tells which partitions are to be worked on here.
+    pub group: Arc<dyn ConsumerGroup>,
     /// One for each partition of the log, in order.
     pub shards: Vec<Arc<Shard>>,
-    /// From where each partition is read: the least offset that any of the shard's tables still needs.
-    pub start_offsets: Vec<Offset>,
+    /// Tells from where a partition is read, and takes the shards' rows.
+    pub history: Arc<dyn History>,
     /// The rules to decode by; changes are taken up between blocks.
     pub decoders: Arc<Decoders>,
     /// Who follows.
@@ -67,16 +76,12 @@ pub struct Parts {
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum StartError {
     /// Log and shards do not belong together.
-    #[error(
-        "the log has {partitions} partitions, but there are {shards} shards and {start_offsets} start offsets"
-    )]
+    #[error("the log has {partitions} partitions, but there are {shards} shards")]
     Partitions {
         /// Of the log.
         partitions: u32,
         /// Of the store.
         shards: usize,
-        /// Of history.
-        start_offsets: usize,
     },
     /// History is ahead of the log: new events would get offsets that history takes for known, and be left out.
     #[error(
@@ -93,65 +98,81 @@ pub enum StartError {
     },
 }
 
-/// The workers of all partitions.
+/// For each partition the offset up to which it is in its shard; none when it is not worked on here.
+pub type Processed = Vec<Option<Offset>>;
+
+/// The workers of all partitions that are this process's.
 #[derive(Debug)]
 pub struct Distributor {
-    workers: JoinSet<()>,
-    stop: watch::Sender<bool>,
-    processed: watch::Receiver<Vec<Offset>>,
-    drain_max: Duration,
+    supervisor: JoinHandle<()>,
+    drain: watch::Sender<bool>,
+    processed: watch::Receiver<Processed>,
+    trouble: Arc<Mutex<BTreeMap<PartitionId, String>>>,
+    drain_max: Option<Duration>,
 }
 
 impl Distributor {
-    /// Starts one task for each partition; to be called inside a Tokio runtime.
+    /// Starts to work on what the group gives; to be called inside a Tokio runtime.
     ///
     /// # Errors
     /// When the parts do not belong together.
     pub fn start(parts: Parts, config: DistributeConfig) -> Result<Self, StartError> {
-        let Parts { log, shards, start_offsets, decoders, live, metrics } = parts;
-        let partitions = log.partitions();
-        if shards.len() != partitions as usize || start_offsets.len() != shards.len() {
-            let start_offsets = start_offsets.len();
-            return Err(StartError::Partitions { partitions, shards: shards.len(), start_offsets });
+        let partitions = parts.log.partitions();
+        if parts.shards.len() != partitions as usize {
+            return Err(StartError::Partitions { partitions, shards: parts.shards.len() });
         }
-        for (partition, &start) in (0..).zip(&start_offsets) {
-            let end = log.range(partition).end;
+        for (partition, &start) in (0..partitions).zip(parts.history.subscribe_committed().borrow().iter()) {
+            let end = parts.log.range(partition).end;
             if start > end {
                 return Err(StartError::LogBehind { partition, start, end });
             }
         }
-        let (processed_sender, processed) = watch::channel(start_offsets.clone());
-        let (stop, stopped) = watch::channel(false);
+        let (processed_sender, processed) = watch::channel(vec![None; partitions as usize]);
+        let (drain, draining) = watch::channel(false);
+        let trouble = Arc::default();
         let shared =
-            Arc::new(Shared { log, shards, decoders, live, metrics, config, processed: processed_sender });
-        let mut workers = JoinSet::new();
-        for (partition, start) in (0..).zip(start_offsets) {
-            workers.spawn(Worker::new(Arc::clone(&shared), partition, start).run(stopped.clone()));
-        }
-        Ok(Self { workers, stop, processed, drain_max: config.drain_max })
+            Shared { parts, config, processed: processed_sender, trouble: Arc::clone(&trouble), draining };
+        let supervisor = tokio::spawn(supervisor::run(Arc::new(shared)));
+        Ok(Self { supervisor, drain, processed, trouble, drain_max: config.drain_max })
     }
 
-    /// The offset up to which each partition is in its shard: decoded, in the latest values, in the rows that queries see.
+    /// How far each partition is in its shard: decoded, in the latest values, in the rows that queries see.
     #[must_use]
-    pub fn processed(&self) -> watch::Receiver<Vec<Offset>> {
+    pub fn processed(&self) -> watch::Receiver<Processed> {
         self.processed.clone()
+    }
+
+    /// What keeps partitions from being worked on now, for those who operate this.
+    #[must_use]
+    pub fn trouble(&self) -> Arc<dyn Fn() -> Vec<String> + Send + Sync> {
+        let trouble = Arc::clone(&self.trouble);
+        Arc::new(move || trouble.lock().values().cloned().collect())
     }
 
     /// Reads what is in the log already, then stops; at most for [`DistributeConfig::drain_max`]. Returns where each
     /// partition stands.
-    pub async fn shutdown(mut self) -> Vec<Offset> {
-        self.stop.send_replace(true);
-        let drained = tokio::time::timeout(self.drain_max, async {
-            while let Some(ended) = self.workers.join_next().await {
-                if let Err(error) = ended {
-                    tracing::error!(%error, "a partition worker ended badly");
-                }
+    pub async fn shutdown(mut self) -> Processed {
+        self.drain.send_replace(true);
+        let Some(drain_max) = self.drain_max else {
+            self.supervisor.abort();
+            return self.processed.borrow().clone();
+        };
+        match tokio::time::timeout(drain_max, &mut self.supervisor).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "the partition workers ended badly"),
+            Err(_) => {
+                tracing::warn!(
+                    "the log was not read to its end in time; the rest is read after the next start"
+                );
+                self.supervisor.abort();
             }
-        });
-        if drained.await.is_err() {
-            tracing::warn!("the log was not read to its end in time; the rest is read after the next start");
-            self.workers.shutdown().await;
         }
         self.processed.borrow().clone()
+    }
+}
+
+impl Drop for Distributor {
+    fn drop(&mut self) {
+        self.supervisor.abort();
     }
 }

@@ -3,55 +3,51 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use catchment_decode::{Decoders, WorkerDecoders};
-use catchment_eventlog::{EventBlock, EventLog, LogError, ReadBatch};
-use catchment_store::live::LiveHub;
+use catchment_decode::WorkerDecoders;
+use catchment_eventlog::{EventBlock, LogError, ReadBatch};
+use catchment_store::history::Start;
 use catchment_store::shard::Shard;
 use catchment_types::{Offset, PartitionId, Timestamp};
 use tokio::sync::watch;
 
 use crate::metrics::PartitionLabel;
-use crate::{DistributeConfig, DistributeMetrics};
+use crate::supervisor::Shared;
 
-/// First and longest pause after a read that failed.
-const RETRY_MIN: Duration = Duration::from_millis(100);
-const RETRY_MAX: Duration = Duration::from_secs(5);
+/// First and longest pause after something that failed.
+pub(crate) const RETRY_MIN: Duration = Duration::from_millis(100);
+pub(crate) const RETRY_MAX: Duration = Duration::from_secs(5);
 /// How often a waiting worker looks whether rows of *other* partitions were written; its own shard tells it at once.
 const ROOM_POLL: Duration = Duration::from_millis(50);
 
-/// What all workers use.
-pub(crate) struct Shared {
-    pub(crate) log: Arc<dyn EventLog>,
-    pub(crate) shards: Vec<Arc<Shard>>,
-    pub(crate) decoders: Arc<Decoders>,
-    pub(crate) live: Arc<LiveHub>,
-    pub(crate) metrics: DistributeMetrics,
-    pub(crate) config: DistributeConfig,
-    pub(crate) processed: watch::Sender<Vec<Offset>>,
-}
-
-impl Shared {
-    fn over_budget(&self) -> bool {
-        let held: usize = self.shards.iter().map(|shard| shard.held_bytes()).sum();
-        held > self.config.budget_bytes
-    }
-}
-
-/// Reads one partition.
+/// Reads one partition. Can be dropped between any two blocks.
 pub(crate) struct Worker {
     shared: Arc<Shared>,
     shard: Arc<Shard>,
     partition: PartitionId,
     next: Offset,
+    /// Events below this go to history before any other is taken in; none once they have.
+    repeat_to: Option<Offset>,
+    committed: watch::Receiver<Vec<Offset>>,
     decoders: WorkerDecoders,
     retry: Duration,
 }
 
 impl Worker {
-    pub(crate) fn new(shared: Arc<Shared>, partition: PartitionId, start: Offset) -> Self {
-        let shard = Arc::clone(&shared.shards[partition as usize]);
-        let decoders = WorkerDecoders::new(Arc::clone(&shared.decoders));
-        Self { shared, shard, partition, next: start, decoders, retry: RETRY_MIN }
+    pub(crate) fn new(shared: Arc<Shared>, partition: PartitionId, start: Start) -> Self {
+        let shard = Arc::clone(&shared.parts.shards[partition as usize]);
+        let decoders = WorkerDecoders::new(Arc::clone(&shared.parts.decoders));
+        let committed = shared.parts.history.subscribe_committed();
+        let repeat_to = Some(start.repeat_to).filter(|&to| to > start.offset);
+        Self {
+            shared,
+            shard,
+            partition,
+            next: start.offset,
+            repeat_to,
+            committed,
+            decoders,
+            retry: RETRY_MIN,
+        }
     }
 
     /// Works until told to stop, and then until the log's present end.
@@ -59,10 +55,11 @@ impl Worker {
         loop {
             self.wait_for_room().await;
             let stopping = *stop.borrow_and_update();
-            if stopping && self.next >= self.shared.log.range(self.partition).end {
+            if stopping && self.next >= self.shared.parts.log.range(self.partition).end {
                 return;
             }
-            let read = self.shared.log.read(self.partition, self.next, self.shared.config.read_bytes_max);
+            let read =
+                self.shared.parts.log.read(self.partition, self.next, self.shared.config.read_bytes_max);
             let read = tokio::select! {
                 read = read => read,
                 // A dropped sender means the same as a word from it: nobody waits for more.
@@ -79,7 +76,7 @@ impl Worker {
                     return;
                 }
                 Err(error) => {
-                    self.shared.metrics.read_errors.inc();
+                    self.shared.parts.metrics.read_errors.inc();
                     tracing::error!(partition = self.partition, offset = self.next, %error, "reading the log failed; trying again");
                     tokio::time::sleep(self.retry).await;
                     self.retry = (self.retry * 2).min(RETRY_MAX);
@@ -91,7 +88,7 @@ impl Worker {
     async fn process(&mut self, batch: ReadBatch) {
         for range in &batch.skipped {
             let count = range.end.saturating_sub(range.start);
-            self.shared.metrics.skipped.inc_by(count);
+            self.shared.parts.metrics.skipped.inc_by(count);
             tracing::warn!(
                 partition = self.partition,
                 from = range.start,
@@ -102,9 +99,22 @@ impl Worker {
         }
         for block in &batch.blocks {
             self.decoders.refresh();
-            self.ingest(block);
+            if let Some(to) = self.repeat_to
+                && block.end_offset() > to
+            {
+                if block.first_offset < to {
+                    self.ingest(block, to);
+                }
+                self.finish_repeat(to).await;
+            }
+            self.ingest(block, Offset::MAX);
             // A block takes milliseconds: the sockets' tasks share these threads.
             tokio::task::yield_now().await;
+        }
+        if let Some(to) = self.repeat_to
+            && batch.next > to
+        {
+            self.finish_repeat(to).await;
         }
         if batch.next > self.next {
             self.shard.skip_to(batch.next);
@@ -113,31 +123,47 @@ impl Worker {
         self.show_lag(None);
     }
 
-    fn ingest(&mut self, block: &EventBlock) {
-        let mut live = self.shared.live.batch();
-        let EventBlock { first_offset, events } = block;
-        let report = self.shard.ingest(*first_offset, events, self.next, &mut self.decoders, live.as_mut());
-        if let Some(batch) = live {
-            self.shared.live.publish(batch);
+    /// Waits until history has just the events below `to`, which it may have in part already.
+    async fn finish_repeat(&mut self, to: Offset) {
+        if self.next < to {
+            // The log has lost what was left of them.
+            self.shard.skip_to(to);
+            self.advance(to);
         }
-        let metrics = &self.shared.metrics;
+        let at = self.partition as usize;
+        let has = |committed: &Vec<Offset>| committed.get(at).is_none_or(|&committed| committed >= to);
+        // An error means that history has ended, and with it this worker.
+        let _ = self.committed.wait_for(has).await;
+        self.repeat_to = None;
+    }
+
+    /// Takes the events of a block that are below `until` and were not taken before.
+    fn ingest(&mut self, block: &EventBlock, until: Offset) {
+        let live_hub = &self.shared.parts.live;
+        let mut live = live_hub.batch();
+        let EventBlock { first_offset, events } = block;
+        let wanted = self.next..until;
+        let report = self.shard.ingest(*first_offset, events, wanted, &mut self.decoders, live.as_mut());
+        if let Some(batch) = live {
+            live_hub.publish(batch);
+        }
+        let metrics = &self.shared.parts.metrics;
         metrics.events.inc_by(report.events);
         metrics.readings.inc_by(report.readings);
         metrics.rejects.inc_by(report.rejects);
-        self.advance(self.next.max(block.end_offset()));
+        self.advance(self.next.max(block.end_offset().min(until)));
         self.show_lag(report.last_received_at);
     }
 
     fn advance(&mut self, next: Offset) {
         self.next = next;
-        let at = self.partition as usize;
-        self.shared.processed.send_modify(|processed| processed[at] = next);
+        self.shared.show(self.partition, Some(next));
     }
 
     fn show_lag(&self, last_received_at: Option<Timestamp>) {
         let label = PartitionLabel { partition: self.partition };
-        let lag = self.shared.log.range(self.partition).end.saturating_sub(self.next);
-        let metrics = &self.shared.metrics;
+        let lag = self.shared.parts.log.range(self.partition).end.saturating_sub(self.next);
+        let metrics = &self.shared.parts.metrics;
         metrics.lag_events.get_or_create(&label).set(lag.cast_signed());
         if lag == 0 {
             metrics.lag_seconds.get_or_create(&label).set(0.0);
@@ -164,7 +190,7 @@ impl Worker {
             let _ = tokio::time::timeout(ROOM_POLL, room).await;
             self.show_lag(None);
         }
-        self.shared.metrics.wait_seconds.inc_by(since.elapsed().as_secs_f64());
+        self.shared.parts.metrics.wait_seconds.inc_by(since.elapsed().as_secs_f64());
     }
 }
 

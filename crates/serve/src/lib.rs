@@ -28,6 +28,7 @@ use axum::http::StatusCode;
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use catchment_decode::Decoders;
+use catchment_store::history::History;
 use catchment_store::live::LiveHub;
 use catchment_store::registry::Registry;
 use catchment_store::shard::Shard;
@@ -81,6 +82,8 @@ pub struct ServeState {
     pub decoders: Arc<Decoders>,
     /// Queries.
     pub sql: Arc<SqlEngine>,
+    /// Tables, for queries in SQL of their engine's own.
+    pub history: Arc<dyn History>,
     /// The rest of the process.
     pub platform: Arc<dyn Platform>,
     /// What `/metrics` shows.

@@ -95,7 +95,7 @@ impl From<SqlError> for Problem {
             // The client closed the request, or an operator did: nginx's 499 is no registered status.
             Kind::Cancelled => StatusCode::CONFLICT,
             Kind::Memory | Kind::TooLarge => StatusCode::UNPROCESSABLE_ENTITY,
-            Kind::Busy => StatusCode::SERVICE_UNAVAILABLE,
+            Kind::Busy | Kind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             Kind::QueueFull => StatusCode::TOO_MANY_REQUESTS,
             Kind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         };

@@ -19,6 +19,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use catchment_store::history::{History, NativeQuery};
 use catchment_types::DEFAULT_REALM;
 use datafusion::catalog::{
     CatalogProvider, MemoryCatalogProvider, MemoryCatalogProviderList, SchemaProvider,
@@ -216,6 +217,34 @@ impl SqlEngine {
         self.start(session.clone(), Work::Plan(Box::new(plan)), text, options).await
     }
 
+    /// A query in SQL of history's own engine, with the same limits, and in the same list as others.
+    ///
+    /// # Errors
+    /// History has no such dialect, or its engine refuses; as [`Self::query`] besides.
+    pub async fn query_natively(
+        &self,
+        history: Arc<dyn History>,
+        dialect: &str,
+        sql: &str,
+        options: QueryOptions,
+    ) -> Result<QueryStream, SqlError> {
+        let query = NativeQuery {
+            dialect: dialect.to_owned(),
+            text: sql.to_owned(),
+            timeout: self.timeout(&options),
+            rows_max: self.config.answer_rows_max,
+            bytes_max: self.config.answer_bytes_max,
+            memory_bytes_max: self.config.memory_bytes as u64,
+        };
+        let opening = Box::pin(async move { history.query_natively(query).await });
+        self.start(self.session(), Work::Native(opening), sql, options).await
+    }
+
+    fn timeout(&self, options: &QueryOptions) -> Duration {
+        let asked = options.timeout.unwrap_or(Duration::from_millis(self.config.timeout_ms));
+        asked.min(Duration::from_millis(self.config.timeout_ms_max))
+    }
+
     /// Translates an error of the engine, with hints from the tables here.
     #[must_use]
     pub fn error(&self, error: &datafusion::error::DataFusionError) -> SqlError {
@@ -268,10 +297,7 @@ impl SqlEngine {
         let (id, cancel) = (guard.id, guard.cancel.clone());
         let (sender, receiver) = mpsc::channel(BATCHES_AHEAD);
         let limits = Limits {
-            timeout: options
-                .timeout
-                .unwrap_or(Duration::from_millis(self.config.timeout_ms))
-                .min(Duration::from_millis(self.config.timeout_ms_max)),
+            timeout: self.timeout(&options),
             limit_rows: options.limit_rows,
             rows_max: self.config.answer_rows_max,
             bytes_max: self.config.answer_bytes_max,

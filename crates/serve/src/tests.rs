@@ -134,6 +134,7 @@ impl Server {
             registry,
             decoders: Arc::new(Decoders::default()),
             sql: Arc::new(SqlEngine::new(Arc::new(tables), sql).unwrap()),
+            history: Arc::clone(&history),
             platform: Arc::new(Still),
             metrics: Arc::default(),
             anonymous,
@@ -164,7 +165,7 @@ impl Server {
         let mut live = self.state.live.batch();
         let mut offsets = self.offsets.lock();
         let offset = offsets[partition];
-        self.state.shards[partition].ingest(offset, &batch.take(), offset, &mut decoders, live.as_mut());
+        self.state.shards[partition].ingest(offset, &batch.take(), offset.., &mut decoders, live.as_mut());
         offsets[partition] += 1;
         if let Some(live) = live {
             self.state.live.publish(live);

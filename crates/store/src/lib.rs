@@ -2,9 +2,11 @@
 //!
 //! - [`shard`]: the memory of one partition: latest values, open rollup states, rows that are not in files yet.
 //! - [`history`]: the Delta tables on disk, and queries over memory and files as one table.
+//! - [`clickhouse`]: history in a ClickHouse server instead.
 //! - [`live`]: push of readings to subscribers.
 //! - [`registry`]: devices, decoders and tokens.
 
+pub mod clickhouse;
 pub mod delta;
 pub mod history;
 pub mod live;

@@ -17,6 +17,7 @@ mod ingest;
 mod rows;
 
 use std::fmt;
+use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -198,22 +199,29 @@ impl Shard {
         state.start = start;
     }
 
-    /// Takes the events of a block from offset `from` on; those that were taken before are skipped.
+    /// Takes those events of a block whose offsets are `wanted`; those that were taken before are skipped.
     pub fn ingest(
         &self,
         first_offset: Offset,
         events: &EventBatch,
-        from: Offset,
+        wanted: impl RangeBounds<Offset>,
         decoders: &mut WorkerDecoders,
         mut live: Option<&mut LiveBatch>,
     ) -> IngestReport {
         let mut report = IngestReport::default();
         let block = Block::new(events.as_bytes());
         let mut state = self.state.lock();
-        let from = from.max(state.next_offset);
+        let next = state.next_offset;
         state.rows.begin_block();
         let (mut chunk_events, mut chunk_bytes) = (0, 0);
-        for (offset, event) in (first_offset..).zip(events).skip_while(|&(offset, _)| offset < from) {
+        let end = match wanted.end_bound() {
+            Bound::Included(&last) => last.saturating_add(1),
+            Bound::Excluded(&end) => end,
+            Bound::Unbounded => Offset::MAX,
+        };
+        let end = end.min(first_offset + Offset::from(events.len()));
+        let events = (first_offset..end).zip(events);
+        for (offset, event) in events.skip_while(|(offset, _)| *offset < next || !wanted.contains(offset)) {
             if chunk_events >= CHUNK_EVENTS_MAX || chunk_bytes >= CHUNK_BYTES_MAX {
                 (chunk_events, chunk_bytes) = (0, 0);
                 state.next_offset = offset;
@@ -230,7 +238,7 @@ impl Shard {
             report.rejects += u64::from(decoded.rejects);
             report.last_received_at = Some(event.received_at);
         }
-        state.next_offset = state.next_offset.max(first_offset + Offset::from(events.len()));
+        state.next_offset = state.next_offset.max(end);
         self.publish_bytes(&state);
         report
     }
@@ -256,6 +264,19 @@ impl Shard {
         let taken = TakenRows { tables: rows.take(), next_offset: state.next_offset };
         self.publish_bytes(&state);
         taken
+    }
+
+    /// Forgets everything, as before the first event: the partition is another process's to work on.
+    pub fn clear(&self) {
+        let mut state = self.state.lock();
+        *state = State {
+            config: state.config,
+            devices: Devices::default(),
+            rows: Rows::new(self.partition),
+            start: [0; TableId::COUNT],
+            next_offset: 0,
+        };
+        self.publish_bytes(&state);
     }
 
     /// Tells that the rows that were taken are in files, and their memory is free.

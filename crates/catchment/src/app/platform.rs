@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use catchment_distribute::Distributor;
+use catchment_distribute::{Distributor, Processed};
 use catchment_eventlog::EventLog;
 use catchment_gateway::GatewayMetrics;
 use catchment_gateway::transport::Protocol;
@@ -29,7 +29,8 @@ pub(super) struct RunningPlatform {
     log: Arc<dyn EventLog>,
     history: Arc<dyn History>,
     committed: watch::Receiver<Vec<Offset>>,
-    processed: watch::Receiver<Vec<Offset>>,
+    processed: watch::Receiver<Processed>,
+    trouble: Arc<dyn Fn() -> Vec<String> + Send + Sync>,
     gateway: GatewayFigures,
 }
 
@@ -59,27 +60,32 @@ impl RunningPlatform {
             history: Arc::clone(history),
             committed: history.subscribe_committed(),
             processed: distributor.processed(),
+            trouble: distributor.trouble(),
             gateway: GatewayFigures::new(gateway),
         }
     }
 
+    /// Those that are worked on here.
     fn partitions(&self) -> Vec<PartitionStatus> {
         let decoded = self.processed.borrow().clone();
         let committed = self.committed.borrow().clone();
-        let status = |((partition, decoded_offset), committed_offset)| PartitionStatus {
-            partition,
-            log_offset: self.log.range(partition).end,
-            decoded_offset,
-            committed_offset,
+        let of_each = (0..).zip(decoded).zip(committed);
+        let status = |((partition, decoded), committed_offset): ((_, Option<Offset>), _)| {
+            Some(PartitionStatus {
+                partition,
+                log_offset: self.log.range(partition).end,
+                decoded_offset: decoded?,
+                committed_offset,
+            })
         };
-        (0..).zip(decoded).zip(committed).map(status).collect()
+        of_each.filter_map(status).collect()
     }
 
     fn failing(&self) -> Option<String> {
         match self.history.health() {
             HistoryHealth::Healthy => None,
             HistoryHealth::Failing { since, attempts, message } => Some(format!(
-                "rows cannot be brought into files since {since} ({attempts} attempts): {message}"
+                "rows cannot be brought into history since {since} ({attempts} attempts): {message}"
             )),
         }
     }
@@ -119,6 +125,7 @@ impl Platform for RunningPlatform {
             })
             .collect();
         reasons.extend(self.log.trouble().map(|trouble| format!("the event log does not answer: {trouble}")));
+        reasons.extend((self.trouble)());
         reasons.extend(self.failing());
         reasons
     }

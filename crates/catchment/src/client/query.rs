@@ -13,7 +13,7 @@ use arrow::util::pretty::pretty_format_batches;
 use serde_json::json;
 
 use super::{Client, Position, Problem, print, refusal};
-use crate::cli::{QueryArgs, QueryFormat};
+use crate::cli::{QueryArgs, QueryDialect, QueryFormat};
 
 const PATH: &str = "/api/v1/sql";
 
@@ -30,7 +30,11 @@ pub(crate) fn query(args: &QueryArgs) -> anyhow::Result<()> {
         QueryFormat::Ndjson => "application/x-ndjson",
         QueryFormat::Csv => "text/csv",
     };
-    let body = json!({ "query": sql });
+    let body = match args.dialect {
+        // As servers understand it that know no dialects.
+        QueryDialect::Postgresql => json!({ "query": sql }),
+        QueryDialect::Clickhouse => json!({ "query": sql, "dialect": "clickhouse" }),
+    };
     let mut response = match client.exchange("POST", PATH, accept, Some(&body))? {
         Ok(response) => response,
         Err((_, Problem { message, position: Some(position), hint })) => {

@@ -1,17 +1,20 @@
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 use std::path::PathBuf;
 
-use catchment_decode::{DecoderRule, Format, RuleSet};
-use catchment_eventlog::{LogStats, Pending};
-use catchment_store::live::{LiveConfig, LiveFilter, LiveMessage};
+use catchment_decode::{DecoderRule, Decoders, Format, RuleSet};
+use catchment_eventlog::{Assigned, ConsumerGroup, EventLog, GroupError, LogStats, Pending};
+use catchment_store::history::{FlushReport, History, HistoryHealth, StoreError};
+use catchment_store::live::{LiveConfig, LiveFilter, LiveHub, LiveMessage};
 use catchment_store::tables::TableId;
 use catchment_types::{Event, EventBatch};
+use datafusion::catalog::TableProvider;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::{Distributor, Parts, StartError};
+use crate::{DistributeConfig, DistributeMetrics, Distributor, Parts, StartError};
 
 /// A log in memory that can lose events and fail.
 #[derive(Default)]
@@ -126,9 +129,97 @@ impl EventLog for MemoryLog {
     }
 }
 
+/// A group whose partitions the test deals out.
+#[derive(Debug)]
+struct Dealer {
+    assigned: watch::Sender<Assigned>,
+    left: Mutex<Vec<PartitionId>>,
+}
+
+impl Dealer {
+    fn deal(&self, partitions: impl IntoIterator<Item = PartitionId>) {
+        self.assigned.send_replace(Arc::new(BTreeSet::from_iter(partitions)));
+    }
+}
+
+#[async_trait::async_trait]
+impl ConsumerGroup for Dealer {
+    fn assigned(&self) -> watch::Receiver<Assigned> {
+        self.assigned.subscribe()
+    }
+
+    fn left(&self, partition: PartitionId) {
+        self.left.lock().push(partition);
+    }
+
+    async fn claimed(&self, _: PartitionId) -> Result<Range<Offset>, GroupError> {
+        Ok(0..0)
+    }
+
+    async fn claim(&self, partition: PartitionId, _: Range<Offset>) -> Result<(), GroupError> {
+        Err(GroupError::Lost(partition))
+    }
+
+    async fn close(&self) {}
+}
+
+/// A history that says from where to read, and takes nothing.
+struct StartsAt {
+    starts: Mutex<Vec<Start>>,
+    refusals: Mutex<u32>,
+    committed: watch::Sender<Vec<Offset>>,
+    released: Mutex<Vec<PartitionId>>,
+}
+
+#[async_trait::async_trait]
+impl History for StartsAt {
+    async fn take_over(&self, partition: PartitionId) -> Result<Start, StoreError> {
+        let mut refusals = self.refusals.lock();
+        if *refusals > 0 {
+            *refusals -= 1;
+            return Err(StoreError::Interrupted { what: "start", message: "not yet".to_owned() });
+        }
+        Ok(self.starts.lock()[partition as usize])
+    }
+
+    async fn release(&self, partition: PartitionId) {
+        self.released.lock().push(partition);
+    }
+
+    fn subscribe_committed(&self) -> watch::Receiver<Vec<Offset>> {
+        self.committed.subscribe()
+    }
+
+    async fn flush(&self) -> Result<FlushReport, StoreError> {
+        Ok(FlushReport::default())
+    }
+
+    async fn run(self: Arc<Self>, _: CancellationToken) {}
+
+    fn buffered_bytes(&self) -> usize {
+        0
+    }
+
+    fn health(&self) -> HistoryHealth {
+        HistoryHealth::Healthy
+    }
+
+    fn table_provider(&self, _: TableId) -> Arc<dyn TableProvider> {
+        unreachable!("nobody asks")
+    }
+
+    fn aggregated_metrics(&self) -> datafusion::error::Result<Arc<dyn TableProvider>> {
+        unreachable!("nobody asks")
+    }
+
+    fn register_metrics(&self, _: &mut prometheus_client::registry::Registry) {}
+}
+
 /// Everything that a test looks at.
 struct Setup {
     log: Arc<MemoryLog>,
+    group: Arc<Dealer>,
+    history: Arc<StartsAt>,
     shards: Vec<Arc<Shard>>,
     decoders: Arc<Decoders>,
     live: Arc<LiveHub>,
@@ -137,8 +228,16 @@ struct Setup {
 
 impl Setup {
     fn new(partitions: usize) -> Self {
+        let all: Assigned = Arc::new((0..partitions as u32).collect());
         Self {
             log: MemoryLog::new(partitions),
+            group: Arc::new(Dealer { assigned: watch::Sender::new(all), left: Mutex::default() }),
+            history: Arc::new(StartsAt {
+                starts: Mutex::new(vec![Start::default(); partitions]),
+                refusals: Mutex::default(),
+                committed: watch::Sender::new(vec![0; partitions]),
+                released: Mutex::default(),
+            }),
             shards: (0..partitions as u32).map(Shard::new).collect(),
             decoders: Arc::default(),
             live: LiveHub::new(LiveConfig::default()),
@@ -147,15 +246,26 @@ impl Setup {
     }
 
     fn try_start(&self, start: &[Offset], config: DistributeConfig) -> Result<Distributor, StartError> {
+        *self.history.starts.lock() = start.iter().map(|&offset| Start { offset, repeat_to: 0 }).collect();
+        self.history.committed.send_replace(start.to_vec());
         let parts = Parts {
             log: Arc::clone(&self.log) as Arc<dyn EventLog>,
+            group: Arc::clone(&self.group) as Arc<dyn ConsumerGroup>,
+            history: Arc::clone(&self.history) as Arc<dyn History>,
             shards: self.shards.clone(),
-            start_offsets: start.to_vec(),
             decoders: Arc::clone(&self.decoders),
             live: Arc::clone(&self.live),
             metrics: self.metrics.clone(),
         };
         Distributor::start(parts, config)
+    }
+
+    /// With one partition, that history has left off in the middle of a flush.
+    fn start_at(&self, start: Start) -> Distributor {
+        // The supervisor asks only once this task waits.
+        let distributor = self.start();
+        *self.history.starts.lock() = vec![start];
+        distributor
     }
 
     fn start(&self) -> Distributor {
@@ -168,9 +278,17 @@ impl Setup {
 }
 
 async fn until(distributor: &Distributor, expected: &[Offset]) {
+    until_each(distributor, &some(expected)).await;
+}
+
+async fn until_each(distributor: &Distributor, expected: &[Option<Offset>]) {
     let mut processed = distributor.processed();
     let reached = processed.wait_for(|offsets| offsets == expected);
     tokio::time::timeout(Duration::from_secs(10), reached).await.expect("in time").unwrap();
+}
+
+fn some(offsets: &[Offset]) -> Vec<Option<Offset>> {
+    offsets.iter().copied().map(Some).collect()
 }
 
 #[tokio::test]
@@ -185,7 +303,7 @@ async fn events_reach_the_shards_of_their_partitions() {
     assert_eq!(setup.shards[1].snapshot("b").unwrap().metrics.len(), 2);
     let metrics = &setup.metrics;
     assert_eq!((metrics.events.get(), metrics.readings.get(), metrics.rejects.get()), (3, 3, 1));
-    assert_eq!(distributor.shutdown().await, [2, 1]);
+    assert_eq!(distributor.shutdown().await, some(&[2, 1]));
 }
 
 #[tokio::test]
@@ -236,11 +354,11 @@ async fn workers_wait_for_room() {
     setup.log.append(1, "b", &[r#"{"v":1}"#]);
     let block = setup.log.try_read(1, 0).unwrap().blocks.remove(0);
     let mut decoders = WorkerDecoders::new(Arc::clone(&setup.decoders));
-    setup.shards[1].ingest(0, &block.events, 0, &mut decoders, None);
+    setup.shards[1].ingest(0, &block.events, .., &mut decoders, None);
     let config = DistributeConfig { budget_bytes: 1, ..DistributeConfig::default() };
     let distributor = setup.try_start(&[0, 1], config).unwrap();
     tokio::time::sleep(Duration::from_millis(120)).await;
-    assert_eq!(*distributor.processed().borrow(), [0, 1]);
+    assert_eq!(*distributor.processed().borrow(), some(&[0, 1]));
     let label = PartitionLabel { partition: 0 };
     assert_eq!(setup.metrics.lag_events.get_or_create(&label).get(), 2);
     // Room for one block, which fills the budget again.
@@ -248,7 +366,7 @@ async fn workers_wait_for_room() {
     setup.shards[1].rows_written();
     until(&distributor, &[1, 1]).await;
     tokio::time::sleep(Duration::from_millis(120)).await;
-    assert_eq!(*distributor.processed().borrow(), [1, 1]);
+    assert_eq!(*distributor.processed().borrow(), some(&[1, 1]));
     drop(setup.shards[0].take_rows());
     setup.shards[0].rows_written();
     until(&distributor, &[2, 1]).await;
@@ -290,30 +408,96 @@ async fn a_shutdown_drains_in_bounded_time() {
     for _ in 0..100 {
         setup.log.append(0, "a", &[r#"{"v":1}"#]);
     }
-    assert_eq!(distributor.shutdown().await, [100]);
+    assert_eq!(distributor.shutdown().await, some(&[100]));
 
     // A log that was closed first is read to its end too.
     setup.log.append(0, "a", &[r#"{"v":1}"#]);
     setup.log.close().await;
     let distributor = setup.try_start(&[100], DistributeConfig::default()).unwrap();
-    assert_eq!(distributor.shutdown().await, [101]);
+    assert_eq!(distributor.shutdown().await, some(&[101]));
 
     // Without room it ends all the same, and tells how far it came.
     let config = DistributeConfig {
         budget_bytes: 0,
-        drain_max: Duration::from_millis(50),
+        drain_max: Some(Duration::from_millis(50)),
         ..DistributeConfig::default()
     };
     setup.log.append(0, "a", &[r#"{"v":1}"#]);
     let distributor = setup.try_start(&[101], config).unwrap();
-    assert_eq!(distributor.shutdown().await, [101]);
+    assert_eq!(distributor.shutdown().await, some(&[101]));
+}
+
+#[tokio::test]
+async fn partitions_come_and_go() {
+    let setup = Setup::new(2);
+    setup.group.deal([0]);
+    setup.log.append(0, "a", &[r#"{"v":1}"#]);
+    setup.log.append(1, "b", &[r#"{"v":1}"#]);
+    let distributor = setup.start();
+    until_each(&distributor, &[Some(1), None]).await;
+    setup.group.deal([0, 1]);
+    until(&distributor, &[1, 1]).await;
+    setup.group.deal([1]);
+    until_each(&distributor, &[None, Some(1)]).await;
+    assert_eq!((&*setup.history.released.lock(), &*setup.group.left.lock()), (&vec![0], &vec![0]));
+    // What comes now is another's; when the partition comes back, it goes on where history is then.
+    setup.log.append(0, "a", &[r#"{"v":2}"#]);
+    setup.log.append(0, "a", &[r#"{"v":3}"#]);
+    setup.history.starts.lock()[0] = Start { offset: 2, repeat_to: 0 };
+    setup.group.deal([0, 1]);
+    until(&distributor, &[3, 1]).await;
+    assert_eq!(setup.metrics.events.get(), 3);
+    distributor.shutdown().await;
+}
+
+#[tokio::test]
+async fn what_is_repeated_goes_to_history_alone() {
+    let setup = Setup::new(1);
+    setup.log.append(0, "a", &[r#"{"v":1}"#, r#"{"v":2}"#, r#"{"v":3}"#]);
+    setup.log.append(0, "a", &[r#"{"v":4}"#]);
+    let distributor = setup.start_at(Start { offset: 0, repeat_to: 2 });
+    until(&distributor, &[2]).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(*distributor.processed().borrow(), some(&[2]));
+    assert_eq!(setup.shards[0].take_rows().next_offset, 2);
+    setup.history.committed.send_replace(vec![2]);
+    until(&distributor, &[4]).await;
+    assert_eq!(setup.rows(0, TableId::RawEvents), 2);
+    distributor.shutdown().await;
+
+    // The log has lost what was to be repeated: nothing of it can be waited for.
+    let setup = Setup::new(1);
+    setup.log.append(0, "a", &[r#"{"v":1}"#, r#"{"v":2}"#]);
+    setup.log.append(0, "a", &[r#"{"v":3}"#]);
+    setup.log.lose(0, 0);
+    let distributor = setup.start_at(Start { offset: 0, repeat_to: 1 });
+    until(&distributor, &[1]).await;
+    assert_eq!(setup.shards[0].take_rows().next_offset, 1);
+    setup.history.committed.send_replace(vec![1]);
+    until(&distributor, &[3]).await;
+    distributor.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_history_that_refuses_is_asked_again() {
+    let setup = Setup::new(1);
+    setup.log.append(0, "a", &[r#"{"v":1}"#]);
+    *setup.history.refusals.lock() = 1;
+    let distributor = setup.start();
+    let trouble = distributor.trouble();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert_eq!(trouble(), ["partition 0 cannot be taken over: history's start was interrupted: not yet"]);
+    until(&distributor, &[1]).await;
+    assert_eq!(trouble(), [""; 0]);
+    distributor.shutdown().await;
 }
 
 #[tokio::test]
 async fn what_does_not_fit_together_does_not_start() {
+    let setup = Setup { shards: vec![Shard::new(0)], ..Setup::new(2) };
+    let wrong = setup.try_start(&[0, 0], DistributeConfig::default()).unwrap_err();
+    assert_eq!(wrong, StartError::Partitions { partitions: 2, shards: 1 });
     let setup = Setup::new(2);
-    let wrong = setup.try_start(&[0], DistributeConfig::default()).unwrap_err();
-    assert_eq!(wrong, StartError::Partitions { partitions: 2, shards: 2, start_offsets: 1 });
     setup.log.append(1, "a", &["1"]);
     let behind = setup.try_start(&[0, 2], DistributeConfig::default()).unwrap_err();
     assert_eq!(behind, StartError::LogBehind { partition: 1, start: 2, end: 1 });

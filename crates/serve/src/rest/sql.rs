@@ -41,8 +41,30 @@ pub(super) struct SqlRequest {
     format: Option<Format>,
     /// Time limit in milliseconds.
     timeout_ms: Option<u64>,
+    /// Whose SQL the statement is in: `postgresql`, which is the default, or `clickhouse` when history is on ClickHouse,
+    /// which then answers by itself.
+    dialect: Option<Dialect>,
     /// Cut the answer after so many rows; JSON says `truncated`. Without it, JSON is cut after 10,000 rows.
     limit_rows: Option<u64>,
+}
+
+/// Whose SQL.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Dialect {
+    /// Catchment's own, over all tables.
+    #[default]
+    Postgresql,
+    /// ClickHouse's, over the tables that are there.
+    Clickhouse,
+}
+
+/// What can stand in the query string.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SqlParams {
+    /// As in the body, which is the stronger.
+    dialect: Option<Dialect>,
 }
 
 /// An answer in JSON.
@@ -65,7 +87,7 @@ pub(super) struct SqlAnswer {
 /// The body is JSON, or the statement itself as text/plain. Times in text formats are RFC 3339; binary values are the text
 /// itself where it is UTF-8, else `base64:…`. NDJSON, CSV and Arrow stream everything; if the query fails on the way, the
 /// connection is broken off. Closing the connection cancels the query, and so does the end of the token.
-#[utoipa::path(post, path = "/api/v1/sql", tag = "sql",
+#[utoipa::path(post, path = "/api/v1/sql", tag = "sql", params(SqlParams),
     request_body(content((SqlRequest = "application/json"), (String = "text/plain"))),
     responses(
         (status = 200, description = "The rows", content((SqlAnswer = "application/json"), (String = "application/x-ndjson"), (String = "text/csv"), (Vec<u8> = "application/vnd.apache.arrow.stream"))),
@@ -77,6 +99,7 @@ pub(super) struct SqlAnswer {
 pub(super) async fn run_sql(
     State(state): State<Arc<ServeState>>,
     Reader(guest): Reader,
+    extract::Query(params): extract::Query<SqlParams>,
     headers: HeaderMap,
     extract::Body(body): extract::Body,
 ) -> Result<Response, Problem> {
@@ -93,7 +116,13 @@ pub(super) async fn run_sql(
     let started = Instant::now();
     let mut withdrawn: Withdrawn = Box::pin(must_go(Arc::clone(&state.access), guest));
     let open = async {
-        let mut stream = state.sql.query(&request.query, options).await?;
+        let mut stream = match request.dialect.or(params.dialect).unwrap_or_default() {
+            Dialect::Postgresql => state.sql.query(&request.query, options).await?,
+            Dialect::Clickhouse => {
+                let history = Arc::clone(&state.history);
+                state.sql.query_natively(history, "clickhouse", &request.query, options).await?
+            }
+        };
         // Most failures come before the first rows: those still get a status of their own.
         let first = stream.next().await.transpose()?;
         Ok::<_, Problem>((stream, first))
@@ -127,9 +156,13 @@ fn read_request(headers: &HeaderMap, body: &[u8]) -> Result<SqlRequest, Problem>
             Problem::bad_request(format!("the body is not a query: {error}"))
                 .hint("send {\"query\": \"SELECT …\"}")
         }),
-        "text/plain" | "application/sql" | "" => {
-            Ok(SqlRequest { query: text.to_owned(), format: None, timeout_ms: None, limit_rows: None })
-        }
+        "text/plain" | "application/sql" | "" => Ok(SqlRequest {
+            query: text.to_owned(),
+            format: None,
+            timeout_ms: None,
+            dialect: None,
+            limit_rows: None,
+        }),
         other => Err(Problem::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "unsupported_media_type",

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use catchment_store::clickhouse::{ClickHouseError, Trouble};
+use catchment_store::history::NativeError;
 use datafusion::common::utils::datafusion_strsim::levenshtein;
 use datafusion::common::{Column, SchemaError};
 use datafusion::error::DataFusionError;
@@ -39,6 +41,8 @@ pub enum SqlErrorKind {
     Busy,
     /// Too many queries wait already.
     QueueFull,
+    /// The server that has the tables does not do its work.
+    Unavailable,
     /// Failed on the data: a division by zero, a text that is no number.
     Execution,
     /// A fault of ours.
@@ -63,6 +67,7 @@ impl SqlErrorKind {
             Self::TooLarge => "too_large",
             Self::Busy => "busy",
             Self::QueueFull => "queue_full",
+            Self::Unavailable => "unavailable",
             Self::Execution => "execution",
             Self::Internal => "internal",
         }
@@ -83,6 +88,7 @@ impl SqlErrorKind {
             Self::Memory => "53200",
             Self::TooLarge => "54000",
             Self::Busy | Self::QueueFull => "53300",
+            Self::Unavailable => "57P03",
             Self::Execution => "22000",
             Self::Internal => "XX000",
         }
@@ -193,10 +199,58 @@ fn translate(error: &DataFusionError, tables: &[String]) -> SqlError {
         DataFusionError::ArrowError(error, _) => {
             SqlError::new(Kind::Execution, first_line(&error.to_string()))
         }
+        DataFusionError::External(source) if source.is::<ClickHouseError>() => {
+            let error = source.downcast_ref::<ClickHouseError>();
+            error.map_or_else(|| SqlError::new(Kind::Internal, source.to_string()), SqlError::from)
+        }
         other => {
             // Backtraces and file names are for the log; the client gets the first line.
             tracing::warn!(error = %other, "a query failed inside the engine");
             SqlError::new(Kind::Internal, first_line(&other.strip_backtrace()))
+        }
+    }
+}
+
+impl From<&ClickHouseError> for SqlError {
+    fn from(error: &ClickHouseError) -> Self {
+        use SqlErrorKind as Kind;
+        let refusal = |code: i32| match code {
+            // SYNTAX_ERROR.
+            62 => Kind::Syntax,
+            // UNKNOWN_TABLE.
+            60 => Kind::UnknownTable,
+            // NO_SUCH_COLUMN_IN_TABLE, UNKNOWN_IDENTIFIER.
+            16 | 47 => Kind::UnknownColumn,
+            // UNKNOWN_FUNCTION, UNKNOWN_AGGREGATE_FUNCTION.
+            46 | 63 => Kind::UnknownFunction,
+            // TOO_MANY_ROWS, SET_SIZE_LIMIT_EXCEEDED, TOO_MANY_ROWS_OR_BYTES.
+            158 | 191 | 396 => Kind::TooLarge,
+            // TIMEOUT_EXCEEDED.
+            159 => Kind::Timeout,
+            // READONLY.
+            164 => Kind::NotAllowed,
+            // QUERY_WAS_CANCELLED.
+            394 => Kind::Cancelled,
+            _ => Kind::Execution,
+        };
+        let kind = match &error.trouble {
+            Trouble::Refused { code, .. } => refusal(*code),
+            Trouble::Rights(_) => Kind::NotAllowed,
+            Trouble::Overloaded(_) => Kind::Memory,
+            Trouble::Answer(_) => Kind::Internal,
+            _ => Kind::Unavailable,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
+impl From<&NativeError> for SqlError {
+    fn from(error: &NativeError) -> Self {
+        match error {
+            NativeError::NoSuchDialect { .. } => Self::new(SqlErrorKind::Unsupported, error.to_string()),
+            NativeError::NotAllowed(message) => Self::new(SqlErrorKind::NotAllowed, message.clone())
+                .hint("only this realm's tables can be read, by one SELECT"),
+            NativeError::Engine(error) => Self::from(&**error),
         }
     }
 }

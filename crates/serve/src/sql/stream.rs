@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
+use catchment_store::history::NativeError;
 use datafusion::execution::context::{SQLOptions, SessionContext};
 use datafusion::logical_expr::LogicalPlan;
-use datafusion::physical_plan::execute_stream;
+use datafusion::physical_plan::{SendableRecordBatchStream, execute_stream};
 use datafusion::sql::parser::Statement;
+use futures::future::BoxFuture;
 use futures::{Stream, StreamExt};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -27,6 +29,8 @@ const STOP_POLL: Duration = Duration::from_millis(5);
 pub(super) enum Work {
     Statement(Statement),
     Plan(Box<LogicalPlan>),
+    /// Rows that come from elsewhere, once this is awaited.
+    Native(BoxFuture<'static, Result<SendableRecordBatchStream, NativeError>>),
 }
 
 pub(super) struct Limits {
@@ -102,20 +106,15 @@ impl Driver {
     /// Plans and streams; `true` if the answer was cut at the asked number of rows.
     async fn execute(&self, work: Work) -> Result<bool, SqlError> {
         let translate = |error| SqlError::from_engine(&error, &self.tables);
-        // SET of the time zone passes the allow-list; it touches its own session only.
-        let (plan, may_set) = match work {
-            Work::Plan(plan) => (*plan, false),
+        let mut stream = match work {
+            Work::Native(opening) => opening.await.map_err(|error| SqlError::from(&error))?,
             Work::Statement(statement) => {
-                (self.session.state().statement_to_plan(statement).await.map_err(translate)?, true)
+                // SET of the time zone passes the allow-list; it touches its own session only.
+                let plan = self.session.state().statement_to_plan(statement).await.map_err(translate)?;
+                self.open(plan, true).await.map_err(translate)?
             }
+            Work::Plan(plan) => self.open(*plan, false).await.map_err(translate)?,
         };
-        let allowed =
-            SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(may_set);
-        allowed.verify_plan(&plan).map_err(translate)?;
-        let frame = self.session.execute_logical_plan(plan).await.map_err(translate)?;
-        let task = Arc::new(frame.task_ctx());
-        let plan = frame.create_physical_plan().await.map_err(translate)?;
-        let mut stream = execute_stream(plan, task).map_err(translate)?;
         self.send(Message::Started(stream.schema())).await?;
 
         let (mut rows, mut bytes) = (0_u64, 0_u64);
@@ -140,6 +139,20 @@ impl Driver {
             }
         }
         Ok(false)
+    }
+
+    /// Plans, and starts the plan if it only reads.
+    async fn open(
+        &self,
+        plan: LogicalPlan,
+        may_set: bool,
+    ) -> datafusion::error::Result<SendableRecordBatchStream> {
+        let allowed =
+            SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(may_set);
+        allowed.verify_plan(&plan)?;
+        let frame = self.session.execute_logical_plan(plan).await?;
+        let task = Arc::new(frame.task_ctx());
+        execute_stream(frame.create_physical_plan().await?, task)
     }
 
     async fn send(&self, message: Message) -> Result<(), SqlError> {

@@ -3,12 +3,15 @@
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use catchment_types::{Offset, PartitionId};
 use datafusion::catalog::TableProvider;
 use datafusion::error::Result;
+use datafusion::physical_plan::SendableRecordBatchStream;
 use prometheus_client::registry::Registry;
+use thiserror::Error;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -57,8 +60,50 @@ pub trait History: Send + Sync + 'static {
     /// None is expected: the plan is fixed.
     fn aggregated_metrics(&self) -> Result<Arc<dyn TableProvider>>;
 
+    /// A query in SQL of the engine's own, which it answers by itself. Only the tables of this history can be read.
+    ///
+    /// # Errors
+    /// The engine has no SQL of its own, does not allow the query, or refuses it.
+    async fn query_natively(&self, query: NativeQuery) -> Result<SendableRecordBatchStream, NativeError> {
+        Err(NativeError::NoSuchDialect { dialect: query.dialect })
+    }
+
     /// Names the engine's figures `catchment_history_…`.
     fn register_metrics(&self, registry: &mut Registry);
+}
+
+/// A query in SQL of an engine's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NativeQuery {
+    /// Whose SQL: `clickhouse`.
+    pub dialect: String,
+    /// One statement.
+    pub text: String,
+    /// How long it may run.
+    pub timeout: Duration,
+    /// Most rows of the answer.
+    pub rows_max: u64,
+    /// Largest answer, bytes.
+    pub bytes_max: u64,
+    /// Memory that the engine may use for it, bytes.
+    pub memory_bytes_max: u64,
+}
+
+/// Why a query in an engine's own SQL is not answered.
+#[derive(Debug, Error)]
+pub enum NativeError {
+    /// The history is of another engine.
+    #[error("history is not on {dialect}, so there is no SQL of {dialect} here; leave the dialect away")]
+    NoSuchDialect {
+        /// What was asked for.
+        dialect: String,
+    },
+    /// It reaches outside, or writes.
+    #[error("{0}")]
+    NotAllowed(String),
+    /// The engine's own reason.
+    #[error(transparent)]
+    Engine(Box<crate::clickhouse::ClickHouseError>),
 }
 
 /// From where a partition is to be read.
@@ -92,7 +137,7 @@ pub trait Claims: Send + Sync + fmt::Debug + 'static {
 }
 
 /// Why a claim was not made.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ClaimError {
     /// Another process works on the partition.
     #[error("partition {0} is worked on by another process now")]

@@ -7,6 +7,8 @@ use datafusion::error::DataFusionError;
 use parquet::errors::ParquetError;
 use thiserror::Error;
 
+use super::engine::ClaimError;
+use crate::clickhouse::ClickHouseError;
 use crate::delta::DeltaError;
 
 /// Why history cannot be opened, written or read.
@@ -15,6 +17,12 @@ pub enum StoreError {
     /// A table's transaction log.
     #[error(transparent)]
     Delta(#[from] DeltaError),
+    /// The server that has the tables.
+    #[error(transparent)]
+    ClickHouse(#[from] ClickHouseError),
+    /// How far history is could not be told.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
     /// A data file.
     #[error("cannot write {path}: {source}")]
     Write {

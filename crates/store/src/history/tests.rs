@@ -80,7 +80,7 @@ impl Log {
             };
             builder.push(&event).unwrap();
         }
-        history.view.shards()[partition].ingest(from, &builder.take(), from, &mut decoders, None);
+        history.view.shards()[partition].ingest(from, &builder.take(), from.., &mut decoders, None);
     }
 }
 

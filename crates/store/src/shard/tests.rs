@@ -49,7 +49,7 @@ fn ingest<D: AsRef<str>, P: AsRef<[u8]>>(
     events: impl IntoIterator<Item = (D, P)>,
 ) -> IngestReport {
     let next = shard.stats().next_offset;
-    shard.ingest(next, &batch_of(events), 0, &mut worker(), None)
+    shard.ingest(next, &batch_of(events), .., &mut worker(), None)
 }
 
 fn one(table: TableId, batches: &[RecordBatch]) -> RecordBatch {
@@ -220,7 +220,7 @@ fn each_table_takes_only_what_it_still_needs() {
     shard.set_start_offsets([12, 10, 13, 11]);
     assert_eq!(shard.take_rows().next_offset, 10);
     let events = batch_of((0..5).map(|at| ("d", format!(r#"{{"ts":"never","v":{at}}}"#))));
-    let report = shard.ingest(9, &events, 10, &mut worker(), None);
+    let report = shard.ingest(9, &events, 10.., &mut worker(), None);
     assert_eq!(report.events, 4);
     let offsets = |table: TableId| integers(&one(table, &shard.rows(table)), "log_offset");
     assert_eq!(offsets(TableId::RawEvents), [12, 13]);
@@ -230,8 +230,14 @@ fn each_table_takes_only_what_it_still_needs() {
     assert_eq!(merged(&rollups).into_values().collect::<Vec<_>>(), [(4.0, 4.0, 4.0, 1)]);
     assert_eq!(shard.device("d").unwrap().events, 2);
     // The same block again changes nothing.
-    assert_eq!(shard.ingest(9, &events, 9, &mut worker(), None), IngestReport::default());
+    assert_eq!(shard.ingest(9, &events, 9.., &mut worker(), None), IngestReport::default());
     assert_eq!(shard.take_rows().next_offset, 14);
+    // A part of a block, and then the rest.
+    let events = batch_of((0..4).map(|at| ("d", format!(r#"{{"v":{at}}}"#))));
+    assert_eq!(shard.ingest(14, &events, 14..16, &mut worker(), None).events, 2);
+    assert_eq!(shard.take_rows().next_offset, 16);
+    assert_eq!(shard.ingest(14, &events, 16.., &mut worker(), None).events, 2);
+    assert_eq!(shard.take_rows().next_offset, 18);
     // A gap in the log.
     shard.skip_to(20);
     shard.skip_to(18);
@@ -508,7 +514,7 @@ async fn live_readings_come_from_ingest() {
     let mut subscription = hub.subscribe(filter).unwrap();
     let mut live = hub.batch();
     let events = batch_of([("a", r#"{"v":1,"w":2}"#), ("b", r#"{"v":"x"}"#)]);
-    shard.ingest(0, &events, 0, &mut worker(), live.as_mut());
+    shard.ingest(0, &events, .., &mut worker(), live.as_mut());
     hub.publish(live.unwrap());
     let Some(LiveMessage::Readings(readings)) = subscription.recv().await else { panic!("no readings") };
     let seen: Vec<_> = readings.iter().map(|r| (&*r.device_id, &*r.metric, &r.value)).collect();

@@ -176,7 +176,7 @@ fn rows_are_split_by_day_and_sorted() {
         };
         builder.push(&event).unwrap();
     }
-    shard.ingest(0, &builder.take(), 0, &mut decoders, None);
+    shard.ingest(0, &builder.take(), 0.., &mut decoders, None);
     let table = TableId::RawMetrics;
     let rows = super::super::writer::join(table, &shard.rows(table)).unwrap();
     let periods = super::super::sort::by_period(table, &rows);

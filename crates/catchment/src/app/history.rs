@@ -1,0 +1,86 @@
+//! Opens the engine of history.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use anyhow::bail;
+use async_trait::async_trait;
+use catchment_eventlog::{ConsumerGroup, GroupError};
+use catchment_store::clickhouse::ClickHouseHistory;
+use catchment_store::history::{ClaimError, Claims, DeltaHistory, History};
+use catchment_store::shard::Shard;
+use catchment_types::{Offset, PartitionId};
+
+use crate::engines::Engine;
+use crate::folder::DataFolder;
+use crate::settings::Settings;
+
+/// The log that history goes on from.
+pub(super) struct Log<'a> {
+    /// Tells it from all others, but for embedded ones of other data folders.
+    pub(super) identity: &'a str,
+    /// Where it is kept how far history is.
+    pub(super) group: &'a Arc<dyn ConsumerGroup>,
+}
+
+/// History, over these shards; what they know of latest values is restored at once, or as partitions are taken over.
+///
+/// # Errors
+/// The engine does not open, or has rows of another log; says what to do.
+pub(super) async fn open(
+    engine: &Engine,
+    settings: &Settings,
+    folder: &DataFolder,
+    log: Log<'_>,
+    shards: &Arc<[Arc<Shard>]>,
+) -> anyhow::Result<Arc<dyn History>> {
+    let config = settings.history.clone();
+    match engine {
+        Engine::Embedded(path) => {
+            let history = DeltaHistory::open(path, config, shards.to_vec()).await?;
+            let has_history =
+                (0..).zip(shards.iter()).any(|(partition, _)| history.start_offset(partition) > 0);
+            folder.belongs_to_log(log.identity, has_history)?;
+            let values = history.restore_snapshot().await?;
+            tracing::info!(values, "the snapshot is restored");
+            Ok(history)
+        }
+        Engine::ClickHouse(target) => {
+            let mut has_history = false;
+            for (partition, _) in (0..).zip(shards.iter()) {
+                has_history |= log.group.claimed(partition).await?.end > 0;
+            }
+            folder.belongs_to_log(log.identity, has_history)?;
+            // Embedded logs have the same offsets; others may write into the same database.
+            let identity = match log.identity {
+                "embedded" => format!("embedded {}", folder.instance()?),
+                identity => identity.to_owned(),
+            };
+            let claims = Arc::new(GroupClaims(Arc::clone(log.group)));
+            Ok(ClickHouseHistory::open(target, config, Arc::clone(shards), &identity, claims).await?)
+        }
+        other => bail!("{other} is no history of this build"),
+    }
+}
+
+/// What the consumer group knows, as history asks for it.
+#[derive(Debug)]
+struct GroupClaims(Arc<dyn ConsumerGroup>);
+
+#[async_trait]
+impl Claims for GroupClaims {
+    async fn claimed(&self, partition: PartitionId) -> Result<Range<Offset>, ClaimError> {
+        self.0.claimed(partition).await.map_err(claim_error)
+    }
+
+    async fn claim(&self, partition: PartitionId, range: Range<Offset>) -> Result<(), ClaimError> {
+        self.0.claim(partition, range).await.map_err(claim_error)
+    }
+}
+
+fn claim_error(error: GroupError) -> ClaimError {
+    match error {
+        GroupError::Lost(partition) => ClaimError::Lost(partition),
+        failed @ GroupError::Failed { .. } => ClaimError::Failed(failed.to_string()),
+    }
+}

@@ -1,0 +1,133 @@
+//! Follows what the consumer group gives and takes: a worker for each partition that is ours.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use catchment_types::PartitionId;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::task::{Id, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::worker::{RETRY_MAX, RETRY_MIN, Worker};
+use crate::{DistributeConfig, Parts, Processed};
+
+/// What all workers use.
+pub(crate) struct Shared {
+    pub(crate) parts: Parts,
+    pub(crate) config: DistributeConfig,
+    pub(crate) processed: watch::Sender<Processed>,
+    /// What keeps a partition from being worked on.
+    pub(crate) trouble: Arc<Mutex<BTreeMap<PartitionId, String>>>,
+    /// Whether to end once the log is read to its end.
+    pub(crate) draining: watch::Receiver<bool>,
+}
+
+impl Shared {
+    pub(crate) fn over_budget(&self) -> bool {
+        let held: usize = self.parts.shards.iter().map(|shard| shard.held_bytes()).sum();
+        held > self.config.budget_bytes
+    }
+}
+
+/// Works until it is dropped, or drained.
+pub(crate) async fn run(shared: Arc<Shared>) {
+    let mut assigned = shared.parts.group.assigned();
+    let mut draining = shared.draining.clone();
+    let mut workers = JoinSet::new();
+    let mut ends: BTreeMap<PartitionId, CancellationToken> = BTreeMap::new();
+    let mut of_task: HashMap<Id, PartitionId> = HashMap::new();
+    let mut follows = true;
+    // What is in the log is read even when the end comes right after the start.
+    let mut takes_over = true;
+    loop {
+        let wanted = Arc::clone(&assigned.borrow_and_update());
+        let drained = *draining.borrow_and_update();
+        ends.iter().filter(|(id, _)| !wanted.contains(id)).for_each(|(_, end)| end.cancel());
+        for &partition in wanted.iter().filter(|_| takes_over || !drained) {
+            if ends.contains_key(&partition) {
+                continue;
+            }
+            let end = CancellationToken::new();
+            ends.insert(partition, end.clone());
+            let task = workers.spawn(tenure(Arc::clone(&shared), partition, end));
+            of_task.insert(task.id(), partition);
+        }
+        takes_over = false;
+        if drained && workers.is_empty() {
+            return;
+        }
+        tokio::select! {
+            changed = assigned.changed(), if follows => follows = changed.is_ok(),
+            _ = draining.changed(), if !drained => {}
+            Some(ended) = workers.join_next_with_id() => {
+                let id = match &ended {
+                    Ok((id, ())) => *id,
+                    Err(error) => {
+                        tracing::error!(%error, "a partition worker ended badly; it is begun anew from where history is");
+                        tokio::time::sleep(RETRY_MIN).await;
+                        error.id()
+                    }
+                };
+                let partition = of_task.remove(&id);
+                let end = partition.and_then(|partition| ends.remove(&partition));
+                let by_itself = end.is_some_and(|end| !end.is_cancelled());
+                if by_itself && ended.is_ok() && !drained {
+                    // The log was closed: the others end as well.
+                    follows = false;
+                    draining = watch::channel(true).1;
+                }
+            }
+        }
+    }
+}
+
+/// A partition from when it is given to this process until it is taken away.
+async fn tenure(shared: Arc<Shared>, partition: PartitionId, end: CancellationToken) {
+    let work = async {
+        if let Some(worker) = take_over(&shared, partition).await {
+            worker.run(shared.draining.clone()).await;
+        }
+    };
+    if end.run_until_cancelled(work).await.is_none() {
+        shared.parts.history.release(partition).await;
+        shared.show(partition, None);
+        shared.trouble.lock().remove(&partition);
+        shared.parts.group.left(partition);
+    }
+}
+
+/// Takes a partition over, as soon as that is possible; nothing when that was not before the end.
+async fn take_over(shared: &Arc<Shared>, partition: PartitionId) -> Option<Worker> {
+    let mut retry = RETRY_MIN;
+    let mut draining = shared.draining.clone();
+    loop {
+        let trouble = match shared.parts.history.take_over(partition).await {
+            Ok(start) => {
+                shared.trouble.lock().remove(&partition);
+                shared.show(partition, Some(start.offset));
+                return Some(Worker::new(Arc::clone(shared), partition, start));
+            }
+            Err(error) => format!("partition {partition} cannot be taken over: {error}"),
+        };
+        tracing::error!(retry_in = ?retry, "{trouble}");
+        shared.trouble.lock().insert(partition, trouble);
+        tokio::select! {
+            () = tokio::time::sleep(retry) => {}
+            _ = draining.wait_for(|draining| *draining) => return None,
+        }
+        retry = (retry * 2).min(RETRY_MAX);
+    }
+}
+
+impl Shared {
+    /// Tells how far a partition is.
+    pub(crate) fn show(&self, partition: PartitionId, next: Option<catchment_types::Offset>) {
+        let at = partition as usize;
+        self.processed.send_modify(|processed| {
+            if let Some(shown) = processed.get_mut(at) {
+                *shown = next;
+            }
+        });
+    }
+}
