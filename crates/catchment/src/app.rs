@@ -21,7 +21,7 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use catchment_decode::Decoders;
 use catchment_distribute::{DistributeConfig, DistributeMetrics, Distributor, Parts};
-use catchment_eventlog::{ConsumerGroup, EventLog, SoleMember};
+use catchment_eventlog::{ConsumerGroup, EventLog};
 use catchment_gateway::bridge::BridgeMetrics;
 use catchment_gateway::transport::{Protocol, TransportMetrics};
 use catchment_gateway::{Admission, Gateway, GatewayMetrics, SessionStore};
@@ -33,6 +33,7 @@ use catchment_store::history::History;
 use catchment_store::live::{LiveConfig, LiveHub};
 use catchment_store::registry::{NewToken, Registry, RegistryPlace, Role};
 use catchment_store::shard::{Shard, ShardConfig};
+use catchment_store::snapshot::{ShardSnapshot, Snapshot};
 use catchment_types::DEFAULT_REALM;
 use prometheus_client::registry::Registry as MetricsRegistry;
 use tokio::runtime::{Handle, Runtime};
@@ -47,7 +48,7 @@ use crate::cli::WorldArgs;
 use crate::engines::{self, Engine, Seam};
 use crate::folder::{self, DataFolder, read_admin_token};
 use crate::routes::RegistryRoutes;
-use crate::settings::Settings;
+use crate::settings::{ProcessRole, Settings};
 use crate::{logging, worlds};
 
 /// The name of the token that the first start makes.
@@ -125,14 +126,15 @@ struct App {
     gateway: Arc<Gateway>,
     live: Arc<LiveHub>,
     registry: Arc<Registry>,
-    distributor: Distributor,
+    group: Arc<dyn ConsumerGroup>,
+    distributor: Option<Distributor>,
     /// Stops accepting.
     closing: CancellationToken,
     /// Stops the background work of history.
     history_stop: CancellationToken,
     servers: JoinSet<()>,
     background: JoinSet<()>,
-    history: tokio::task::JoinHandle<()>,
+    history: Option<tokio::task::JoinHandle<()>>,
 }
 
 /// Where it listens; the ports are real ones even where 0 was asked for.
@@ -162,9 +164,9 @@ impl App {
         make_administrator(&registry, &folder).await?;
         let decoders = Arc::new(Decoders::new(registry.rule_set().await?));
         let engine = engine_of(&engines, Seam::Log)?;
-        let (log, log_identity) = log::open(engine, &settings).await?;
-        let group: Arc<dyn ConsumerGroup> =
-            Arc::new(SoleMember::new(folder.path().join("claims"), log.partitions()));
+        // Whoever keeps offsets with its rows has nobody to share the work with.
+        let is_shared = !matches!(engine_of(&engines, Seam::History)?, Engine::Embedded(_));
+        let (log, log_identity, group) = log::open(engine, &settings, is_shared).await?;
         let shards = shards(&settings, log.partitions());
         let history_engine = engine_of(&engines, Seam::History)?;
         let of_log = history::Log { identity: &log_identity, group: &group };
@@ -174,18 +176,25 @@ impl App {
         let distribute_metrics = DistributeMetrics::default();
         let parts = Parts {
             log: Arc::clone(&log),
-            group,
+            group: Arc::clone(&group),
             history: Arc::clone(&history),
             shards: shards.to_vec(),
             decoders: Arc::clone(&decoders),
             live: Arc::clone(&live),
             metrics: distribute_metrics.clone(),
         };
-        let config =
+        let mut config =
             DistributeConfig { budget_bytes: settings.row_bytes_max(), ..DistributeConfig::default() };
-        let distributor = {
-            let _on = workers.enter();
-            Distributor::start(parts, config)?
+        if settings.is_split() {
+            // Gateways of other processes go on writing: the log has no end to wait for, and others take over.
+            config.drain_max = None;
+        }
+        let distributor = match settings.has_role(ProcessRole::Distributor) {
+            true => {
+                let _on = workers.enter();
+                Some(Distributor::start(parts, config)?)
+            }
+            false => None,
         };
 
         let admission = Arc::new(RegistryAdmission::new(
@@ -205,7 +214,8 @@ impl App {
         .await?;
         gateway.recall().await?;
         gateway.keep_routes_in(Arc::new(RegistryRoutes(Arc::clone(&registry)))).await?;
-        let tables = RealmTables::new(Arc::clone(&history), Arc::clone(&shards), Arc::clone(&registry));
+        let snapshot: Arc<dyn Snapshot> = Arc::new(ShardSnapshot::new(shards));
+        let tables = RealmTables::new(Arc::clone(&history), Arc::clone(&snapshot), Arc::clone(&registry));
         let sql = Arc::new(SqlEngine::new(Arc::new(tables), sql_config(&settings, &folder)?)?);
 
         let mut metrics = MetricsRegistry::default();
@@ -223,11 +233,17 @@ impl App {
             engine: engine.name(),
         }));
 
-        let platform =
-            RunningPlatform::new(&engines, &addresses, &log, &history, &distributor, &gateway_metrics);
+        let platform = RunningPlatform::new(
+            &engines,
+            &addresses,
+            &log,
+            &history,
+            distributor.as_ref(),
+            &gateway_metrics,
+        );
         let state = Arc::new(ServeState {
             config: settings.serve.clone(),
-            shards,
+            snapshot,
             live: Arc::clone(&live),
             registry: Arc::clone(&registry),
             access: Arc::clone(&admission) as Arc<dyn catchment_serve::access::Access>,
@@ -239,12 +255,19 @@ impl App {
             anonymous,
             started,
         });
-        let router = catchment_serve::router(state, Gateway::openapi()).merge(gateway.router());
+        let mut router = match settings.has_role(ProcessRole::Api) {
+            true => catchment_serve::router(state, Gateway::openapi()),
+            false => catchment_serve::operations(state),
+        };
+        if settings.has_role(ProcessRole::Gateway) {
+            router = router.merge(gateway.router());
+        }
 
         let closing = CancellationToken::new();
         let mut servers = JoinSet::new();
         let bridges = settings.all_bridges();
-        if !bridges.is_empty() || folder::read_instance(folder.path())?.is_some() {
+        let has_bridges = !bridges.is_empty() || folder::read_instance(folder.path())?.is_some();
+        if has_bridges && settings.has_role(ProcessRole::Gateway) {
             let instance = folder.instance()?;
             gateway.start_bridges(&bridges, &instance, &bridge_metrics, &closing, &mut servers).await?;
         }
@@ -253,19 +276,23 @@ impl App {
         background.spawn(release(Arc::clone(&log), Arc::clone(&history)));
         background.spawn(Arc::clone(&registry).follow());
         background.spawn(apply_rules(Arc::clone(&registry), Arc::clone(&decoders), Arc::clone(&gateway)));
-        let history_task = tokio::spawn(history.run(history_stop.clone()));
+        let history_task = match settings.has_role(ProcessRole::Distributor) {
+            true => Some(tokio::spawn(history.run(history_stop.clone()))),
+            false => None,
+        };
         let pg_tls = listeners.pg_tls();
         let pg_listener = listeners.serve(&mut servers, &gateway, &router, &closing);
-        let pg_stop = closing.clone();
-        let pg_config = settings.postgres.clone();
-        let pg_auth = Arc::new(PgAdmission(admission));
-        servers.spawn(async move {
-            let stopped = pg_stop.cancelled_owned();
-            ended(
-                "PostgreSQL",
-                pg::serve(pg_listener, sql, pg_auth, pg_config, pg_metrics, pg_tls, stopped).await,
-            );
-        });
+        if let Some(listener) = pg_listener {
+            let (config, stop) = (settings.postgres.clone(), closing.clone());
+            let access = Arc::new(PgAdmission(admission));
+            servers.spawn(async move {
+                let stopped = stop.cancelled_owned();
+                ended(
+                    "PostgreSQL",
+                    pg::serve(listener, sql, access, config, pg_metrics, pg_tls, stopped).await,
+                );
+            });
+        }
         Ok(Self {
             settings,
             folder,
@@ -275,6 +302,7 @@ impl App {
             gateway,
             live,
             registry,
+            group,
             distributor,
             closing,
             history_stop,
@@ -343,11 +371,17 @@ impl App {
         while self.servers.join_next().await.is_some() {}
         self.gateway.close().await;
         self.log.close().await;
-        self.distributor.shutdown().await;
+        if let Some(distributor) = self.distributor {
+            distributor.shutdown().await;
+        }
         self.history_stop.cancel();
-        if let Err(error) = self.history.await {
+        if let Some(history) = self.history
+            && let Err(error) = history.await
+        {
             tracing::error!(%error, "history ended badly; its rows are in the log");
         }
+        // Only now: others begin where we have left off.
+        self.group.close().await;
         self.background.shutdown().await;
         self.registry.close().await;
     }

@@ -6,6 +6,7 @@
 
 mod budget;
 mod layers;
+mod roles;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -18,7 +19,7 @@ use catchment_gateway::transport::{ListenerConfig, NetworkConfig, Protocol, TlsC
 use catchment_serve::ServeConfig;
 use catchment_serve::pg::PgConfig;
 use catchment_store::history::HistoryConfig;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 use crate::admission::AdmissionConfig;
 use crate::engines::EngineUrls;
@@ -26,6 +27,7 @@ use crate::logging::LogFormat;
 
 pub(crate) use self::budget::MEMORY_BYTES_MIN;
 pub(crate) use self::layers::{Overrides, load};
+pub(crate) use self::roles::ProcessRole;
 
 /// Everything that can be chosen.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -46,7 +48,7 @@ pub(crate) struct Settings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) https: Option<SocketAddr>,
     /// What this process does.
-    #[serde(deserialize_with = "roles")]
+    #[serde(deserialize_with = "roles::roles")]
     pub(crate) roles: Vec<ProcessRole>,
     /// The memory that all parts share, in bytes; see [`budget`] for the shares.
     pub(crate) memory_bytes_max: u64,
@@ -128,7 +130,14 @@ impl Settings {
         let listener = |(protocol, address): (Protocol, Option<SocketAddr>)| {
             Some(ListenerConfig::new(protocol, address?))
         };
-        of_flags.into_iter().filter_map(listener).chain(self.listeners.iter().cloned()).collect()
+        let all = of_flags.into_iter().filter_map(listener).chain(self.listeners.iter().cloned());
+        all.filter(|listener| match listener.protocol {
+            Protocol::Mqtt | Protocol::Mqtts => self.has_role(ProcessRole::Gateway),
+            Protocol::Pg => self.has_role(ProcessRole::Api),
+            // Health and figures are everybody's.
+            Protocol::Http | Protocol::Https => true,
+        })
+        .collect()
     }
 
     /// All bridges: those of sources, then the others.
@@ -193,68 +202,6 @@ impl Settings {
         );
         Ok(())
     }
-
-    /// Checks that this process has all roles: the embedded engines live in one process.
-    ///
-    /// # Errors
-    /// Names what is missing and why.
-    pub(crate) fn check_roles(&self) -> anyhow::Result<()> {
-        let missing: Vec<_> = ProcessRole::ALL
-            .into_iter()
-            .filter(|role| !self.roles.contains(role))
-            .map(ProcessRole::name)
-            .collect();
-        anyhow::ensure!(
-            missing.is_empty(),
-            "this process has no role {}, but roles can only be split over processes that share engines (kafka://, …), \
-             and not all of those are in this build; leave --roles away",
-            missing.join(", ")
-        );
-        Ok(())
-    }
-}
-
-/// A part of the work that a process can take on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum ProcessRole {
-    Gateway,
-    Distributor,
-    Api,
-}
-
-impl ProcessRole {
-    const ALL: [Self; 3] = [Self::Gateway, Self::Distributor, Self::Api];
-
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Gateway => "gateway",
-            Self::Distributor => "distributor",
-            Self::Api => "api",
-        }
-    }
-}
-
-/// A list, or its items in one text with commas between, as flags and environment variables have it.
-fn roles<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<ProcessRole>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Form {
-        Text(String),
-        List(Vec<String>),
-    }
-    let names = match Form::deserialize(deserializer)? {
-        Form::Text(text) => text.split(',').map(|name| name.trim().to_owned()).collect(),
-        Form::List(list) => list,
-    };
-    let parse = |name: String| {
-        ProcessRole::ALL.into_iter().find(|role| role.name() == name).ok_or_else(|| {
-            serde::de::Error::custom(format!(
-                "there is no role {name:?}; the roles are gateway, distributor and api"
-            ))
-        })
-    };
-    names.into_iter().map(parse).collect()
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The suite that every engine of the log must pass.
+//! The suite that every engine of the log must pass; that of consumer groups is in [`groups`].
 //!
 //! An engine's tests give a [`Site`] for each function, or one for each to [`all`]. The functions panic, with what
 //! was expected, when the engine breaks what [`EventLog`] promises.
@@ -19,6 +19,8 @@
 //! conformance::all(|| Box::new(Folder(tempfile::tempdir().unwrap()))).await;
 //! # }
 //! ```
+
+pub mod groups;
 
 use std::future::Future;
 use std::ops::Range;

@@ -142,6 +142,25 @@ fn failed(path: &Path, message: impl fmt::Display) -> GroupError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::conformance::groups::{self, GroupSite};
+
+    struct Folder(tempfile::TempDir);
+
+    #[async_trait]
+    impl GroupSite for Folder {
+        async fn join(&self) -> Arc<dyn ConsumerGroup> {
+            Arc::new(SoleMember::new(self.0.path().join("claims"), self.partitions()))
+        }
+
+        fn partitions(&self) -> u32 {
+            2
+        }
+    }
+
+    #[tokio::test]
+    async fn the_sole_member_conforms() {
+        groups::all(|| Box::new(Folder(tempfile::tempdir().unwrap()))).await;
+    }
 
     #[tokio::test]
     async fn a_claim_is_found_again() {

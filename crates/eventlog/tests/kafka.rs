@@ -6,16 +6,20 @@
 )]
 #![cfg(feature = "kafka")]
 
-use std::io::Write;
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Write};
+use std::ops::Range;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use catchment_eventlog::conformance::groups::{self, GroupSite};
 use catchment_eventlog::conformance::{self, Site, append, batch, read_all};
 use catchment_eventlog::embedded::LogConfig;
-use catchment_eventlog::kafka::{KafkaConfig, KafkaLog, KafkaTarget, probe};
-use catchment_eventlog::{EventLog, LogError};
+use catchment_eventlog::kafka::{KafkaConfig, KafkaGroup, KafkaLog, KafkaTarget, probe};
+use catchment_eventlog::{Assigned, ConsumerGroup, EventLog, GroupError, LogError};
 use catchment_types::{Event, EventBatch, Timestamp};
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
@@ -88,6 +92,82 @@ impl Site for Topic {
     }
 }
 
+#[async_trait]
+impl GroupSite for Topic {
+    async fn join(&self) -> Arc<dyn ConsumerGroup> {
+        Arc::new(Joined::new(self).await)
+    }
+
+    fn partitions(&self) -> u32 {
+        3
+    }
+}
+
+/// A member with the log that it belongs to.
+#[derive(Debug)]
+struct Joined {
+    log: Arc<KafkaLog>,
+    group: Arc<KafkaGroup>,
+}
+
+impl Joined {
+    async fn new(topic: &Topic) -> Self {
+        let log = topic.open_log().await;
+        let group = log.join(topic.target()).await.unwrap();
+        Self { log, group }
+    }
+
+    fn assigned(&self) -> BTreeSet<u32> {
+        (**self.group.assigned().borrow()).clone()
+    }
+
+    /// Says of each partition that disappears that it was left, after a while.
+    fn leave_after(&self, pause: Duration) -> tokio::task::JoinHandle<()> {
+        let group = Arc::clone(&self.group);
+        tokio::spawn(async move {
+            let mut assigned = group.assigned();
+            let mut had = assigned.borrow_and_update().clone();
+            while assigned.changed().await.is_ok() {
+                let has = assigned.borrow_and_update().clone();
+                tokio::time::sleep(pause).await;
+                had.difference(&has).for_each(|&partition| group.left(partition));
+                had = has;
+            }
+        })
+    }
+}
+
+#[async_trait]
+impl ConsumerGroup for Joined {
+    fn assigned(&self) -> tokio::sync::watch::Receiver<Assigned> {
+        self.group.assigned()
+    }
+
+    fn left(&self, partition: u32) {
+        self.group.left(partition);
+    }
+
+    async fn claimed(&self, partition: u32) -> Result<Range<u64>, GroupError> {
+        self.group.claimed(partition).await
+    }
+
+    async fn claim(&self, partition: u32, range: Range<u64>) -> Result<(), GroupError> {
+        self.group.claim(partition, range).await
+    }
+
+    async fn close(&self) {
+        self.group.close().await;
+    }
+}
+
+async fn until(what: &str, is_so: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < 2 * SOON, "{what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 impl Drop for Topic {
     fn drop(&mut self) {
         let (admin, name) = (self.admin(), self.name.clone());
@@ -104,6 +184,189 @@ impl Drop for Topic {
 async fn conforms() {
     let Some(address) = kafka("conforms") else { return };
     conformance::all(|| Box::new(Topic::new(&address))).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn groups_conform() {
+    let Some(address) = kafka("groups_conform") else { return };
+    groups::all(|| Box::new(Topic::new(&address))).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_share_and_hand_over() {
+    let Some(address) = kafka("members_share_and_hand_over") else { return };
+    let topic = Topic::new(&address);
+    let first = Joined::new(&topic).await;
+    append(&*first.log, 2, batch(["one", "two"])).await;
+    until("the first has all", || first.assigned().len() == 3).await;
+    first.group.claim(0, 0..4).await.unwrap();
+    let leaving = first.leave_after(Duration::from_millis(500));
+
+    let second = Joined::new(&topic).await;
+    let joined = Instant::now();
+    until("something is taken from the first", || first.assigned().len() < 3).await;
+    let taken = Instant::now();
+    let kept = first.assigned();
+    until("the second has something", || !second.assigned().is_empty()).await;
+    assert!(taken.elapsed() >= Duration::from_millis(500), "it waits until the first has left");
+    println!("shared {:?} after the second has joined", joined.elapsed());
+    assert_eq!(first.assigned(), kept, "what the first keeps is never taken from it");
+    let shared: BTreeSet<u32> = first.assigned().union(&second.assigned()).copied().collect();
+    assert_eq!((shared.len(), first.assigned().len() + second.assigned().len()), (3, 3));
+
+    // Each claims what it has; what the other has is refused.
+    let (ours, theirs) = (*first.assigned().first().unwrap(), *second.assigned().first().unwrap());
+    first.group.claim(ours, 4..9).await.unwrap();
+    second.group.claim(theirs, 1..2).await.unwrap();
+    assert_eq!(first.group.claim(theirs, 2..3).await, Err(GroupError::Lost(theirs)));
+    assert_eq!(first.group.claimed(theirs).await, Ok(1..2));
+    assert_eq!(second.group.claimed(ours).await, Ok(4..9));
+
+    // One that stops in order is not waited for.
+    let stopped = Instant::now();
+    first.group.close().await;
+    until("the second has all", || second.assigned().len() == 3).await;
+    println!("handed over {:?} after the first has stopped, 500 ms of which it worked", stopped.elapsed());
+    assert!(stopped.elapsed() < Duration::from_secs(5), "{:?}", stopped.elapsed());
+    assert_eq!(second.log.range(2), 0..2, "ends are known when partitions are");
+    assert!(matches!(first.group.claim(ours, 9..10).await, Err(GroupError::Failed { .. })));
+    second.group.claim(ours, 9..10).await.unwrap();
+    leaving.abort();
+
+    // One that is dropped neither.
+    drop(second);
+    let third = Joined::new(&topic).await;
+    until("the third has all", || third.assigned().len() == 3).await;
+    assert_eq!(third.group.claimed(ours).await, Ok(9..10));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_comes_back_only_after_it_was_left() {
+    let Some(address) = kafka("a_partition_comes_back_only_after_it_was_left") else { return };
+    let topic = Topic::new(&address);
+    let first = Joined::new(&topic).await;
+    until("the first has all", || first.assigned().len() == 3).await;
+    let second = Joined::new(&topic).await;
+    until("something is taken from the first", || first.assigned().len() < 3).await;
+    let taken: Vec<u32> = (0..3).filter(|id| !first.assigned().contains(id)).collect();
+    // Rows that are left are still brought in, and said to be.
+    first.group.claim(taken[0], 0..3).await.unwrap();
+    taken.iter().for_each(|&id| first.group.left(id));
+    until("the second has it", || second.assigned().contains(&taken[0])).await;
+    assert_eq!(second.group.claimed(taken[0]).await, Ok(0..3));
+    assert_eq!(first.group.claim(taken[0], 3..4).await, Err(GroupError::Lost(taken[0])));
+    drop(second);
+    until("the first has all again", || first.assigned().len() == 3).await;
+    first.group.claim(taken[0], 3..4).await.unwrap();
+}
+
+/// A member in a process of its own, which the test stops: it claims what it reads from its input.
+#[tokio::test(flavor = "multi_thread")]
+async fn member_of_a_process_of_its_own() {
+    let Ok(name) = std::env::var("CATCHMENT_TEST_MEMBER_OF") else { return };
+    let Some(address) = kafka("member_of_a_process_of_its_own") else { return };
+    let topic = std::mem::ManuallyDrop::new(Topic { address, name });
+    let member = Joined::new(&topic).await;
+    until("it has all", || member.assigned().len() == 3).await;
+    println!("joined");
+    for line in std::io::stdin().lines().map_while(Result::ok) {
+        let numbers: Vec<u64> = line.split(' ').map(|number| number.parse().unwrap()).collect();
+        let claimed = member.group.claim(0, numbers[0]..numbers[1]).await;
+        println!("claim {claimed:?}");
+        if claimed.is_err() {
+            until("it loses all", || member.assigned().is_empty()).await;
+            println!("lost");
+        }
+    }
+}
+
+/// Claims of a member that was stopped for longer than its session, with another that has taken over and is there, or has
+/// left meanwhile.
+async fn a_sleeper_cannot_claim(test: &str, other_stays: bool) {
+    let Some(address) = kafka(test) else { return };
+    let topic = Topic::new(&address);
+    drop(topic.open_log().await);
+    let mut sleeper = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "member_of_a_process_of_its_own", "--nocapture"])
+        .env("CATCHMENT_TEST_MEMBER_OF", &topic.name)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut says = BufReader::new(sleeper.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let mut hear = |word: &str| says.find(|line| line.contains(word)).unwrap_or_default();
+    let mut input = sleeper.stdin.take().unwrap();
+    assert!(hear("joined").contains("joined"));
+    writeln!(input, "0 5").unwrap();
+    assert!(hear("claim").contains("Ok(())"));
+
+    let signal = |name: &str| {
+        let pid = sleeper.id().to_string();
+        assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
+    };
+    signal("-STOP");
+    let other = Joined::new(&topic).await;
+    let stopped = Instant::now();
+    until("the other takes over", || other.assigned().len() == 3).await;
+    println!("taken over {:?} after the first was stopped", stopped.elapsed());
+    assert_eq!(other.group.claimed(0).await, Ok(0..5));
+    other.group.claim(0, 5..9).await.unwrap();
+    let leaving = other.leave_after(Duration::ZERO);
+    if !other_stays {
+        other.group.close().await;
+    }
+    writeln!(input, "3 4").unwrap();
+    signal("-CONT");
+    let said = hear("claim");
+    assert!(said.contains("Err(Lost(0))"), "{said}");
+    assert!(hear("lost").contains("lost"));
+    if other_stays {
+        assert_eq!(other.group.claimed(0).await, Ok(5..9));
+    } else {
+        let later = Joined::new(&topic).await;
+        assert_eq!(later.group.claimed(0).await, Ok(5..9));
+    }
+    leaving.abort();
+    sleeper.kill().unwrap();
+    sleeper.wait().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sleeper_cannot_claim_what_another_has() {
+    a_sleeper_cannot_claim("a_sleeper_cannot_claim_what_another_has", true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sleeper_cannot_claim_what_nobody_has() {
+    a_sleeper_cannot_claim("a_sleeper_cannot_claim_what_nobody_has", false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_what_is_read_is_fetched() {
+    let Some(address) = kafka("only_what_is_read_is_fetched") else { return };
+    let topic = Topic::new(&address);
+    let log = topic.open_log().await;
+    let texts: Vec<String> = (0..100).map(|number| number.to_string()).collect();
+    append(&*log, 1, batch(&texts)).await;
+    assert_eq!(log.fetched(), [0; 0]);
+    assert_eq!(read_all(&*log, 1).await.len(), 100);
+    let waits = tokio::spawn({
+        let log = Arc::clone(&log);
+        async move { log.read(0, 0, 1).await.unwrap().next }
+    });
+    // Who waits is there, for however long; who has gone is not.
+    until("only the other is read on", || log.fetched() == [0]).await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(log.fetched(), [0]);
+    append(&*log, 0, batch(["a"])).await;
+    append(&*log, 1, batch(["100", "101"])).await;
+    assert_eq!(waits.await.unwrap(), 1);
+    // Who comes again gets what it asks for, and nothing between.
+    for from in [100, 7, 101] {
+        let read = tokio::time::timeout(SOON, log.read(1, from, 1)).await.expect("soon").unwrap();
+        assert_eq!(conformance::events_from(&read, from)[0], (from, from.to_string()));
+        until("nothing is read", || log.fetched().is_empty()).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

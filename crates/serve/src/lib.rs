@@ -31,8 +31,7 @@ use catchment_decode::Decoders;
 use catchment_store::history::History;
 use catchment_store::live::LiveHub;
 use catchment_store::registry::Registry;
-use catchment_store::shard::Shard;
-use catchment_types::{DEFAULT_REALM, partition_of};
+use catchment_store::snapshot::Snapshot;
 use serde::{Deserialize, Serialize};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::compression::CompressionLayer;
@@ -70,8 +69,8 @@ impl Default for ServeConfig {
 pub struct ServeState {
     /// Settings.
     pub config: ServeConfig,
-    /// Latest values, by partition.
-    pub shards: Arc<[Arc<Shard>]>,
+    /// Latest values.
+    pub snapshot: Arc<dyn Snapshot>,
     /// Push.
     pub live: Arc<LiveHub>,
     /// Devices, decoders, tokens.
@@ -94,15 +93,6 @@ pub struct ServeState {
     pub started: Instant,
 }
 
-impl ServeState {
-    /// The shard that a device's latest values are in.
-    fn shard(&self, device_id: &str) -> Option<&Arc<Shard>> {
-        let partitions = u32::try_from(self.shards.len()).unwrap_or(u32::MAX);
-        let partition = partition_of(DEFAULT_REALM, device_id, partitions);
-        self.shards.get(usize::try_from(partition).unwrap_or(usize::MAX))
-    }
-}
-
 /// Everything that HTTP serves, but for ingest, which is the gateway's and is merged with this; `others` describes it.
 pub fn router(state: Arc<ServeState>, others: utoipa::openapi::OpenApi) -> Router {
     let (rest, openapi) = rest::router(others);
@@ -115,6 +105,16 @@ pub fn router(state: Arc<ServeState>, others: utoipa::openapi::OpenApi) -> Route
         .layer(CatchPanicLayer::custom(panicked))
         .fallback(not_found)
         .with_state(state)
+}
+
+/// What a process that does not answer questions serves: how it is.
+pub fn operations(state: Arc<ServeState>) -> Router {
+    rest::operations().layer(CatchPanicLayer::custom(panicked)).fallback(no_api).with_state(state)
+}
+
+async fn no_api(uri: axum::http::Uri) -> Problem {
+    Problem::not_found("page", uri.path())
+        .hint("this process has no role api: it has /healthz, /readyz, /metrics and /api/v1/status alone")
 }
 
 /// What a request has changed for devices holds for those that are connected, too, when it is answered.

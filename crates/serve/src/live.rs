@@ -234,18 +234,20 @@ impl Connection {
         let filter = wanted.filter(Follow::Readings);
         let state = Arc::clone(&self.state);
         let mut devices_left = SNAPSHOT_DEVICES_MAX;
-        for shard in state.shards.iter() {
-            let mut after: Option<Arc<str>> = None;
-            while devices_left > 0 {
-                let page = message::snapshots(shard, &filter, &mut after, &mut devices_left);
-                for snapshot in &page.snapshots {
-                    if let Some(text) = message::snapshot_text(&id, snapshot, &filter) {
-                        self.send(Message::Text(text.into())).await?;
-                    }
+        let mut after: Option<Arc<str>> = None;
+        while devices_left > 0 {
+            let page = message::snapshots(&*state.snapshot, &filter, &mut after, &mut devices_left).await;
+            let page = match page {
+                Ok(page) => page,
+                Err(error) => return self.refuse(Some(&id), &error.to_string()).await,
+            };
+            for snapshot in &page.snapshots {
+                if let Some(text) = message::snapshot_text(&id, snapshot, &filter) {
+                    self.send(Message::Text(text.into())).await?;
                 }
-                if page.is_last {
-                    break;
-                }
+            }
+            if page.is_last {
+                break;
             }
         }
         Ok(())

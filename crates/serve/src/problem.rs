@@ -4,6 +4,7 @@ use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use catchment_store::registry::RegistryError;
+use catchment_store::snapshot::SnapshotError;
 use catchment_types::BadName;
 use serde::Serialize;
 use thiserror::Error;
@@ -131,6 +132,13 @@ impl From<RegistryError> for Problem {
             }
         };
         Self::new(status, word, error.to_string())
+    }
+}
+
+impl From<SnapshotError> for Problem {
+    fn from(error: SnapshotError) -> Self {
+        tracing::warn!(%error, "the snapshot cannot be reached");
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "snapshot_unavailable", error.to_string())
     }
 }
 

@@ -74,12 +74,22 @@ pub(crate) fn router(others: utoipa::openapi::OpenApi) -> (Router<Arc<ServeState
         .routes(routes!(sql::run_sql))
         .routes(routes!(sql::list_queries))
         .routes(routes!(sql::cancel_query))
-        .routes(routes!(system::status))
-        .routes(routes!(system::metrics))
-        .routes(routes!(system::healthz))
-        .routes(routes!(system::readyz))
+        .merge(system_routes())
         .split_for_parts();
     openapi.merge(others);
     // Plain data made by the macros: it always serializes.
     (router, openapi.to_pretty_json().unwrap_or_default())
+}
+
+/// The routes that tell how the process is.
+pub(crate) fn operations() -> Router<Arc<ServeState>> {
+    system_routes().into()
+}
+
+fn system_routes() -> OpenApiRouter<Arc<ServeState>> {
+    OpenApiRouter::new()
+        .routes(routes!(system::status))
+        .routes(routes!(system::metrics))
+        .routes(routes!(system::healthz))
+        .routes(routes!(system::readyz))
 }

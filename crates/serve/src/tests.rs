@@ -16,6 +16,7 @@ use catchment_store::history::{DeltaHistory, History, HistoryConfig};
 use catchment_store::live::{LiveConfig, LiveHub};
 use catchment_store::registry::{AclRecord, BanRecord, NewToken, Registry, Role};
 use catchment_store::shard::Shard;
+use catchment_store::snapshot::{ShardSnapshot, Snapshot};
 use catchment_types::{DEFAULT_REALM, Event, EventBatch, Offset, Timestamp, partition_of};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -86,6 +87,7 @@ struct Server {
     _dir: TempDir,
     state: Arc<ServeState>,
     history: Arc<dyn History>,
+    shards: Arc<[Arc<Shard>]>,
     router: Router,
     admin: String,
     offsets: parking_lot::Mutex<[Offset; PARTITIONS as usize]>,
@@ -125,10 +127,11 @@ impl Server {
         let admin = NewToken { realm: DEFAULT_REALM, name: "owner", role: Role::Admin, device_id: None };
         let (_, admin) = registry.create_token(admin).await.unwrap();
         let shards: Arc<[Arc<Shard>]> = shards.into();
-        let tables = RealmTables::new(Arc::clone(&history), Arc::clone(&shards), Arc::clone(&registry));
+        let snapshot: Arc<dyn Snapshot> = Arc::new(ShardSnapshot::new(Arc::clone(&shards)));
+        let tables = RealmTables::new(Arc::clone(&history), Arc::clone(&snapshot), Arc::clone(&registry));
         let state = Arc::new(ServeState {
             config: ServeConfig { sql: sql.clone(), ..ServeConfig::default() },
-            shards,
+            snapshot,
             live: LiveHub::new(LiveConfig::default()),
             access: Arc::new(Tokens(Arc::clone(&registry))),
             registry,
@@ -141,7 +144,7 @@ impl Server {
             started: Instant::now(),
         });
         let router = router(Arc::clone(&state), utoipa::openapi::OpenApi::default());
-        Self { _dir: dir, state, history, router, admin, offsets: parking_lot::Mutex::default() }
+        Self { _dir: dir, state, history, shards, router, admin, offsets: parking_lot::Mutex::default() }
     }
 
     /// Takes an event as a partition's worker would.
@@ -165,7 +168,7 @@ impl Server {
         let mut live = self.state.live.batch();
         let mut offsets = self.offsets.lock();
         let offset = offsets[partition];
-        self.state.shards[partition].ingest(offset, &batch.take(), offset.., &mut decoders, live.as_mut());
+        self.shards[partition].ingest(offset, &batch.take(), offset.., &mut decoders, live.as_mut());
         offsets[partition] += 1;
         if let Some(live) = live {
             self.state.live.publish(live);

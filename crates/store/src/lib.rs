@@ -3,6 +3,7 @@
 //! - [`shard`]: the memory of one partition: latest values, open rollup states, rows that are not in files yet.
 //! - [`history`]: the Delta tables on disk, and queries over memory and files as one table.
 //! - [`clickhouse`]: history in a ClickHouse server instead.
+//! - [`snapshot`]: how latest values and devices are read, whatever has them.
 //! - [`live`]: push of readings to subscribers.
 //! - [`registry`]: devices, decoders and tokens.
 
@@ -12,4 +13,5 @@ pub mod history;
 pub mod live;
 pub mod registry;
 pub mod shard;
+pub mod snapshot;
 pub mod tables;

@@ -25,8 +25,8 @@ const BACKLOG: u32 = 16_384;
 /// Bound listeners.
 pub(super) struct Listeners {
     transport: Arc<Transport>,
-    /// The one of the PostgreSQL protocol.
-    pg: TcpListener,
+    /// The one of the PostgreSQL protocol, if this process answers.
+    pg: Option<TcpListener>,
     addresses: Vec<(Protocol, SocketAddr)>,
     mqtt: Vec<Listener>,
     http: Vec<Listener>,
@@ -56,7 +56,6 @@ impl Listeners {
             }
         }
         let first_request_max = Duration::from_secs(settings.network.opening_s_max);
-        let pg = pg.context("there is no listener of the PostgreSQL protocol")?;
         Ok(Self { transport, pg, addresses, mqtt, http, tls, first_request_max })
     }
 
@@ -70,14 +69,14 @@ impl Listeners {
         self.transport.has_tls().then(|| Arc::new(Secure(Arc::clone(&self.transport))) as _)
     }
 
-    /// Serves MQTT and HTTP until `stop`. Gives the listener of the PostgreSQL protocol.
+    /// Serves MQTT and HTTP until `stop`. Gives the listener of the PostgreSQL protocol, if there is one.
     pub(super) fn serve(
         self,
         servers: &mut JoinSet<()>,
         gateway: &Arc<Gateway>,
         router: &Router,
         stop: &CancellationToken,
-    ) -> TcpListener {
+    ) -> Option<TcpListener> {
         for listener in self.http {
             servers.spawn(http::serve(listener, router.clone(), self.first_request_max, stop.clone()));
         }

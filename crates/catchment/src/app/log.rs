@@ -1,34 +1,50 @@
-//! Opens the engine of the log.
+//! Opens the engine of the log, and joins those who work on its partitions.
 
 use std::sync::Arc;
 
 use anyhow::bail;
-use catchment_eventlog::EventLog;
 use catchment_eventlog::embedded::EmbeddedLog;
+use catchment_eventlog::{ConsumerGroup, EventLog, SoleMember};
 
 use crate::engines::Engine;
-use crate::settings::Settings;
+use crate::settings::{ProcessRole, Settings};
 
-/// The log, and what tells it from all others: offsets of one mean nothing in another.
+/// Folder of claims, in the data folder, where no other process works on the log's partitions.
+const CLAIMS: &str = "claims";
+
+/// The log; what tells it from all others, because offsets of one mean nothing in another; and who works on its partitions:
+/// with `shared_history` all processes that bring events into it, else this one alone. A process that has not the role
+/// of a distributor works on none, and joins nobody.
 ///
 /// # Errors
 /// The engine does not open; says what to do.
 pub(super) async fn open(
     engine: &Engine,
     settings: &Settings,
-) -> anyhow::Result<(Arc<dyn EventLog>, String)> {
+    shared_history: bool,
+) -> anyhow::Result<(Arc<dyn EventLog>, String, Arc<dyn ConsumerGroup>)> {
     let config = settings.log.clone();
+    let distributes = settings.roles.contains(&ProcessRole::Distributor);
+    let alone = |partitions| {
+        let partitions = if distributes { partitions } else { 0 };
+        Arc::new(SoleMember::new(settings.data.join(CLAIMS), partitions))
+    };
     match engine {
         Engine::Embedded(path) => {
             let path = path.clone();
             let log = tokio::task::spawn_blocking(move || EmbeddedLog::open(&path, config)).await??;
-            Ok((log, "embedded".to_owned()))
+            let group = alone(log.partitions());
+            Ok((log, "embedded".to_owned(), group))
         }
         #[cfg(feature = "kafka")]
         Engine::Kafka(target) => {
             let log = catchment_eventlog::kafka::KafkaLog::open((**target).clone(), config).await?;
             let identity = format!("kafka cluster {} topic {}", log.cluster(), target.topic);
-            Ok((log, identity))
+            let group: Arc<dyn ConsumerGroup> = match shared_history && distributes {
+                true => log.join((**target).clone()).await?,
+                false => alone(log.partitions()),
+            };
+            Ok((log, identity, group))
         }
         other => bail!("{other} is no event log of this build"),
     }

@@ -29,8 +29,9 @@ pub(super) struct RunningPlatform {
     log: Arc<dyn EventLog>,
     history: Arc<dyn History>,
     committed: watch::Receiver<Vec<Offset>>,
-    processed: watch::Receiver<Processed>,
-    trouble: Arc<dyn Fn() -> Vec<String> + Send + Sync>,
+    /// None when this process works on no partition.
+    processed: Option<watch::Receiver<Processed>>,
+    trouble: Option<Arc<dyn Fn() -> Vec<String> + Send + Sync>>,
     gateway: GatewayFigures,
 }
 
@@ -40,7 +41,7 @@ impl RunningPlatform {
         addresses: &Addresses,
         log: &Arc<dyn EventLog>,
         history: &Arc<dyn History>,
-        distributor: &Distributor,
+        distributor: Option<&Distributor>,
         gateway: &GatewayMetrics,
     ) -> Self {
         let listener = |(protocol, address): &(Protocol, SocketAddr)| match protocol {
@@ -59,15 +60,16 @@ impl RunningPlatform {
             log: Arc::clone(log),
             history: Arc::clone(history),
             committed: history.subscribe_committed(),
-            processed: distributor.processed(),
-            trouble: distributor.trouble(),
+            processed: distributor.map(Distributor::processed),
+            trouble: distributor.map(Distributor::trouble),
             gateway: GatewayFigures::new(gateway),
         }
     }
 
     /// Those that are worked on here.
     fn partitions(&self) -> Vec<PartitionStatus> {
-        let decoded = self.processed.borrow().clone();
+        let Some(processed) = &self.processed else { return Vec::new() };
+        let decoded = processed.borrow().clone();
         let committed = self.committed.borrow().clone();
         let of_each = (0..).zip(decoded).zip(committed);
         let status = |((partition, decoded), committed_offset): ((_, Option<Offset>), _)| {
@@ -125,7 +127,7 @@ impl Platform for RunningPlatform {
             })
             .collect();
         reasons.extend(self.log.trouble().map(|trouble| format!("the event log does not answer: {trouble}")));
-        reasons.extend((self.trouble)());
+        reasons.extend(self.trouble.iter().flat_map(|trouble| trouble()));
         reasons.extend(self.failing());
         reasons
     }

@@ -93,7 +93,7 @@ fn mistakes_in_the_environment_name_the_variable() {
 fn roles_are_a_list_or_a_text() {
     assert_eq!(load_file("roles = [\"api\"]").unwrap().roles, [ProcessRole::Api]);
     let split = load_file("roles = \"api, gateway\"").unwrap();
-    assert!(split.check_roles().unwrap_err().to_string().contains("no role distributor"));
+    assert!(split.check_roles().unwrap_err().to_string().contains("--roles api,gateway leaves work"));
     assert!(load_file("roles = \"apii\"").unwrap_err().contains("there is no role \"apii\""));
 }
 

@@ -171,6 +171,37 @@ pub(super) fn of_reader(mut settings: ClientConfig, bytes_max: usize) -> ClientC
     settings
 }
 
+/// Settings of the client that is a member of a group and reads nothing. What `settings` has of these already, because the
+/// operator chose it, stays.
+pub(super) fn of_member(mut settings: ClientConfig, group: &str) -> ClientConfig {
+    let defaults = [
+        // A partition that moves interrupts the work on that partition alone. Eager assignors take all from all.
+        ("partition.assignment.strategy", "cooperative-sticky"),
+        // No `group.instance.id`: a static member that stops in order does not leave, and is waited for like one that was killed.
+        // A process that was killed or hangs is missed after this; a broker's own limit below is 6 s by default.
+        ("session.timeout.ms", "10000"),
+        // Others learn within this that one has left in order.
+        ("heartbeat.interval.ms", "1000"),
+        // How long others wait for one that has to hand a partition over, which takes at most 30 s.
+        ("max.poll.interval.ms", "60000"),
+    ];
+    for (name, value) in defaults {
+        if settings.get(name).is_none() {
+            settings.set(name, value);
+        }
+    }
+    settings
+        .set("group.id", group)
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        .set("auto.offset.reset", "latest")
+        .set("allow.auto.create.topics", "false")
+        // What may come before a partition is paused.
+        .set("queued.max.messages.kbytes", "64")
+        .set("fetch.message.max.bytes", "1024");
+    settings
+}
+
 /// Settings of the client that writes.
 pub(super) fn of_writer(mut settings: ClientConfig, linger_us: u32) -> ClientConfig {
     /// Requests then carry what comes in meanwhile; below, each event is a request of its own under light load.

@@ -48,6 +48,10 @@ pub struct KafkaConfig {
     pub replication: u16,
     /// Whether records are deleted that are older than `log.retention_hours` and that history has committed.
     pub trim: bool,
+    /// The consumer group of the processes that share a history; empty: `catchment-` and the topic's name.
+    pub group: String,
+    /// Whether readings and rejects are published, to the topics `{topic}.readings` and `{topic}.rejects`.
+    pub publish_readings: bool,
     /// Further settings of librdkafka, by its own names.
     pub client: BTreeMap<String, String>,
 }
@@ -65,6 +69,8 @@ impl Default for KafkaConfig {
             key_file: None,
             replication: 0,
             trim: true,
+            group: String::new(),
+            publish_readings: false,
             client: BTreeMap::new(),
         }
     }
@@ -162,8 +168,8 @@ pub enum BadTarget {
     },
     /// A setting that is unknown, or cannot be in a URL.
     #[error(
-        "a Kafka URL takes security, mechanism, user, password_file, ca_file, certificate_file, key_file, replication \
-         and trim, not {name:?}; other settings stand in [engines.kafka]"
+        "a Kafka URL takes security, mechanism, user, password_file, ca_file, certificate_file, key_file, replication, \
+         trim, group and publish_readings, not {name:?}; other settings stand in [engines.kafka]"
     )]
     Setting {
         /// Its name.
@@ -234,6 +240,15 @@ impl KafkaTarget {
         self.config.security.unwrap_or(unsaid)
     }
 
+    /// The consumer group of those who bring the topic's events into a history that they share.
+    #[must_use]
+    pub fn group(&self) -> String {
+        match self.config.group.as_str() {
+            "" => format!("catchment-{}", self.topic),
+            group => group.to_owned(),
+        }
+    }
+
     fn check_build(&self) -> Result<(), BadTarget> {
         let security = self.security();
         let what = match security {
@@ -266,14 +281,17 @@ impl KafkaConfig {
                 self.replication =
                     value.parse().map_err(|_| BadTarget::Value { name: "replication", expected })?;
             }
-            "trim" => {
-                let expected = "true or false";
-                self.trim = value.parse().map_err(|_| BadTarget::Value { name: "trim", expected })?;
-            }
+            "trim" => self.trim = flag("trim", &value)?,
+            "group" => self.group = value,
+            "publish_readings" => self.publish_readings = flag("publish_readings", &value)?,
             name => return Err(BadTarget::Setting { name: name.to_owned() }),
         }
         Ok(())
     }
+}
+
+fn flag(name: &'static str, value: &str) -> Result<bool, BadTarget> {
+    value.parse().map_err(|_| BadTarget::Value { name, expected: "true or false" })
 }
 
 /// `host:port`, with the default port where there is none.
@@ -328,6 +346,9 @@ mod tests {
         assert_eq!(target.to_string(), "kafka://a:9092,b.example:9093,[::1]:9094/city.events");
         assert_eq!(parsed("kafka://h").unwrap().topic, TOPIC);
         assert_eq!(parsed("kafka://h").unwrap().security(), Security::Plaintext);
+        assert_eq!(parsed("kafka://h/city").unwrap().group(), "catchment-city");
+        let target = parsed("kafka://h/city?group=other&publish_readings=true").unwrap();
+        assert_eq!((target.group().as_str(), target.config.publish_readings), ("other", true));
     }
 
     #[test]

@@ -16,12 +16,12 @@ use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
 use thiserror::Error as ThisError;
 use tokio::runtime::Handle;
 
-use super::KafkaTarget;
 use super::client::{Context, of_writer, settings};
 use super::partition::Partition;
 use super::producer::{Counters, Producer};
 use super::topic::{Asker, Probe, settled_watermarks};
 use super::watch::{Watch, serve_events};
+use super::{KafkaGroup, KafkaTarget};
 use crate::embedded::LogConfig;
 use crate::{EventLog, LogError, LogStats, Pending, ReadBatch};
 
@@ -143,7 +143,7 @@ impl KafkaLog {
         let refused = |error: Error| KafkaError::refused(target, "read from", &error);
         let mut assignment = TopicPartitionList::new();
         for id in 0..count as i32 {
-            // Where reading begins is told by the first read; until then nothing is fetched that nobody wants.
+            // Where reading begins is told by the first read; until then the partition is paused.
             assignment.add_partition_offset(&topic, id, KafkaOffset::End).map_err(refused)?;
         }
         let mut partitions = Vec::new();
@@ -151,7 +151,7 @@ impl KafkaLog {
             let range = settled_watermarks(&consumer, &topic, id).map_err(refused)?;
             partitions.push(Arc::new(Partition::new(id, Arc::clone(&place), range, config.queue_bytes_max)));
         }
-        consumer.assign(&assignment).map_err(refused)?;
+        consumer.assign(&assignment).and_then(|()| consumer.pause(&assignment)).map_err(refused)?;
         for partition in &partitions {
             partition
                 .read_by(&consumer, &topic)
@@ -202,6 +202,25 @@ impl KafkaLog {
             target: target.to_string(),
             message: error.to_string(),
         })
+    }
+
+    /// Joins the consumer group of those who share a history, by [`KafkaTarget::group`].
+    ///
+    /// # Errors
+    /// The brokers do not answer, or do not let us in.
+    pub async fn join(&self, target: KafkaTarget) -> Result<Arc<KafkaGroup>, KafkaError> {
+        let (partitions, context) = (self.partitions.clone(), self.context.clone());
+        blocking(move || KafkaGroup::join(&target, partitions, context)).await
+    }
+
+    /// The partitions that are fetched now, because somebody reads them here or has until a moment ago.
+    #[must_use]
+    pub fn fetched(&self) -> Vec<PartitionId> {
+        (0..)
+            .zip(&self.partitions)
+            .filter(|(_, partition)| partition.is_fetched())
+            .map(|(id, _)| id)
+            .collect()
     }
 
     /// The identifier of the cluster: with the topic's name it tells whether this is the same log as before, at whatever

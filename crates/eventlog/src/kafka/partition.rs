@@ -4,6 +4,9 @@
 //! in bytes); a read at another offset than where the last one ended moves the cursor, which costs a round trip. There is
 //! one cursor: readers at different places, as at a start, take turns. Who has moved it keeps it until it has brought what
 //! it was moved for, or for [`TURN_MAX`] if its reader has gone.
+//!
+//! A partition is paused until somebody reads it, and again once nobody has for [`IDLE_MAX`]: readers that wait look at it
+//! once a second at least. The cursor is then set anew, to the offset that is asked for.
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,7 +21,7 @@ use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::BorrowedMessage;
-use rdkafka::{Message, Offset as KafkaOffset};
+use rdkafka::{Message, Offset as KafkaOffset, TopicPartitionList};
 use tokio::sync::Notify;
 
 use super::client::Context;
@@ -32,6 +35,8 @@ const STALL_MAX: Duration = Duration::from_secs(1);
 const DOUBTS_MAX: u32 = 2;
 /// How long the cursor stays where a reader has moved it, though nothing comes.
 const TURN_MAX: Duration = Duration::from_secs(5);
+/// A partition that nobody has looked at for so long is read by nobody.
+const IDLE_MAX: Duration = Duration::from_secs(3);
 
 /// See the module's head.
 pub(super) struct Partition {
@@ -53,6 +58,10 @@ struct Cursor {
     consumer: Arc<BaseConsumer<Context>>,
     queue: PartitionQueue<Context>,
     topic: Arc<str>,
+    /// Nothing is fetched.
+    is_paused: bool,
+    /// When a reader last asked.
+    asked: Instant,
     /// The offset that comes next, if that is known.
     position: Option<Offset>,
     /// When it was moved there, or last gave something.
@@ -77,7 +86,7 @@ impl Partition {
         }
     }
 
-    /// Begins to read by `consumer`, which is assigned to the partition.
+    /// Will be read by `consumer`, which is assigned to the partition and has paused it.
     pub(super) fn read_by(&self, consumer: &Arc<BaseConsumer<Context>>, topic: &Arc<str>) -> Option<()> {
         let mut queue = consumer.split_partition_queue(topic, self.id)?;
         let arrived = Arc::clone(&self.arrived);
@@ -87,6 +96,8 @@ impl Partition {
             consumer,
             queue,
             topic,
+            is_paused: true,
+            asked: Instant::now(),
             position: None,
             moved: Instant::now(),
             turn: None,
@@ -99,6 +110,20 @@ impl Partition {
     pub(super) fn stop_reading(&self) {
         *self.cursor.lock() = None;
         self.arrived.notify_waiters();
+    }
+
+    /// Pauses if nobody reads. Gives whether somebody does.
+    pub(super) fn look_for_readers(&self) -> bool {
+        let mut slot = self.cursor.lock();
+        let Some(cursor) = slot.as_mut() else { return false };
+        if !cursor.is_paused && cursor.asked.elapsed() >= IDLE_MAX {
+            cursor.pause(self.id);
+        }
+        !cursor.is_paused
+    }
+
+    pub(super) fn is_fetched(&self) -> bool {
+        self.cursor.lock().as_ref().is_some_and(|cursor| !cursor.is_paused)
     }
 
     pub(super) fn range(&self) -> Range<Offset> {
@@ -120,6 +145,10 @@ impl Partition {
     pub(super) fn take(&self, from: Offset, bytes_max: usize) -> Result<Option<ReadBatch>, LogError> {
         let mut slot = self.cursor.lock();
         let Some(cursor) = slot.as_mut() else { return Err(LogError::Closed) };
+        cursor.asked = Instant::now();
+        if cursor.is_paused && !cursor.resume(self.id) {
+            return Ok(None);
+        }
         if cursor.position != Some(from) {
             let is_taken = cursor.turn.is_some_and(|since| since.elapsed() < TURN_MAX);
             if is_taken || !cursor.seek(self.id, from) {
@@ -175,6 +204,33 @@ impl Partition {
 }
 
 impl Cursor {
+    fn pause(&mut self, partition: i32) {
+        match self.consumer.pause(&self.this_one(partition)) {
+            Ok(()) => {
+                self.is_paused = true;
+                self.position = None;
+                self.turn = None;
+            }
+            // Tried again with the next look.
+            Err(error) => tracing::debug!(partition, %error, "a partition cannot be paused yet"),
+        }
+    }
+
+    /// Fetches again, from where is then to be told by a move; false if that is not possible yet.
+    fn resume(&mut self, partition: i32) -> bool {
+        match self.consumer.resume(&self.this_one(partition)) {
+            Ok(()) => self.is_paused = false,
+            Err(error) => tracing::debug!(partition, %error, "a partition cannot be resumed yet"),
+        }
+        !self.is_paused
+    }
+
+    fn this_one(&self, partition: i32) -> TopicPartitionList {
+        let mut list = TopicPartitionList::with_capacity(1);
+        list.add_partition(&self.topic, partition);
+        list
+    }
+
     /// Moves to an offset; false if that is not possible yet.
     fn seek(&mut self, partition: i32, to: Offset) -> bool {
         let offset = KafkaOffset::Offset(i64::try_from(to).unwrap_or(i64::MAX));

@@ -16,7 +16,8 @@ use super::client::Context;
 use super::partition::Partition;
 use super::topic::{ANSWER_MAX, watermarks};
 
-/// How often the partitions' ends are asked for: what others write shows at the latest then.
+/// How often the ends of partitions that are read here are asked for: what others write shows at the latest then. Of those
+/// that nobody here reads, one is asked for, in turn.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How often old records are deleted.
 const TRIM_EVERY: Duration = Duration::from_secs(60);
@@ -47,8 +48,15 @@ impl Watch {
     /// Looks until the other end of `stop` is gone.
     pub(super) fn run(&self, stop: &Receiver<()>) {
         let mut trimmed: Option<Instant> = None;
+        let mut turns = (0..self.partitions.len()).cycle();
         while stop.recv_timeout(LOOK_EVERY) == Err(RecvTimeoutError::Timeout) {
-            if !self.look() {
+            let turn = turns.next();
+            let is_due = |(at, partition): &(usize, &Arc<Partition>)| {
+                // For its effect, too: it pauses those that nobody reads.
+                partition.look_for_readers() || Some(*at) == turn
+            };
+            let due = self.partitions.iter().enumerate().filter(is_due).map(|(_, partition)| partition);
+            if !self.look(due) {
                 continue;
             }
             if trimmed.is_none_or(|last| last.elapsed() >= TRIM_EVERY) {
@@ -58,8 +66,8 @@ impl Watch {
         }
     }
 
-    fn look(&self) -> bool {
-        for partition in &self.partitions {
+    fn look<'a>(&self, partitions: impl Iterator<Item = &'a Arc<Partition>>) -> bool {
+        for partition in partitions {
             match watermarks(&self.consumer, &self.topic, partition.id) {
                 Ok(range) => {
                     partition.begins(range.start);
@@ -122,7 +130,7 @@ impl Watch {
         match deleting {
             Ok(_) => {
                 tracing::debug!(partitions = deleted.count(), "old records are deleted");
-                self.look();
+                self.look(self.partitions.iter());
             }
             Err(error) => tracing::warn!(%error, "old records could not be deleted; the topic grows"),
         }

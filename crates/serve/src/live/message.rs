@@ -6,7 +6,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use catchment_decode::Glob;
 use catchment_store::live::{Follow, LiveEvent, LiveFilter, LiveMessage, LiveReading, LiveValue};
-use catchment_store::shard::{DeviceSnapshot, Shard};
+use catchment_store::shard::DeviceSnapshot;
+use catchment_store::snapshot::{Snapshot, SnapshotError};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::problem::Problem;
@@ -214,35 +215,37 @@ pub(super) fn push_texts(id: &str, message: &LiveMessage) -> Vec<String> {
     }
 }
 
-/// Some devices of a shard that a filter wants.
+/// Some devices that a filter wants.
 pub(super) struct SnapshotPage {
     pub(super) snapshots: Vec<DeviceSnapshot>,
     pub(super) is_last: bool,
 }
 
-/// The next devices of a shard, from behind `after` on, at most `left`.
-pub(super) fn snapshots(
-    shard: &Shard,
+/// The next devices, from behind `after` on, at most `left`.
+pub(super) async fn snapshots(
+    snapshot: &dyn Snapshot,
     filter: &LiveFilter,
     after: &mut Option<Arc<str>>,
     left: &mut usize,
-) -> SnapshotPage {
-    let exact: Option<Vec<&str>> = filter.devices.iter().map(Glob::as_exact).collect();
+) -> Result<SnapshotPage, SnapshotError> {
+    let exact: Option<Vec<Arc<str>>> =
+        filter.devices.iter().map(|glob| glob.as_exact().map(Arc::from)).collect();
     if let Some(devices) = exact.filter(|devices| !devices.is_empty()) {
-        let snapshots: Vec<_> =
-            devices.into_iter().filter_map(|device| shard.snapshot(device)).take(*left).collect();
+        let mut snapshots = snapshot.latest_of(&devices).await?;
+        snapshots.truncate(*left);
         *left -= snapshots.len();
-        return SnapshotPage { snapshots, is_last: true };
+        return Ok(SnapshotPage { snapshots, is_last: true });
     }
-    let page = shard.devices(after.as_deref(), SNAPSHOT_PAGE);
+    let page = snapshot.devices(after.as_deref(), SNAPSHOT_PAGE).await?;
     let is_last = page.len() < SNAPSHOT_PAGE;
     let wanted =
         |device: &str| filter.devices.is_empty() || filter.devices.iter().any(|glob| glob.matches(device));
-    let ids = page.iter().map(|seen| &seen.device_id).filter(|id| wanted(id)).take(*left);
-    let snapshots: Vec<_> = ids.filter_map(|id| shard.snapshot(id)).collect();
-    *left -= snapshots.len();
     *after = page.last().map(|seen| Arc::clone(&seen.device_id));
-    SnapshotPage { snapshots, is_last }
+    let ids: Vec<_> =
+        page.into_iter().map(|seen| seen.device_id).filter(|id| wanted(id)).take(*left).collect();
+    let snapshots = snapshot.latest_of(&ids).await?;
+    *left -= snapshots.len();
+    Ok(SnapshotPage { snapshots, is_last })
 }
 
 /// A device's latest values on the wire, if there are any that the filter wants.

@@ -138,11 +138,9 @@ pub(super) async fn list_devices(
         let entry = found.entry(record.device_id.clone()).or_default();
         entry.0 = Some(record);
     }
-    for shard in state.shards.iter() {
-        for seen in shard.devices(after.as_deref(), wanted as usize) {
-            let entry = found.entry(seen.device_id.to_string()).or_default();
-            entry.1 = Some(seen);
-        }
+    for seen in state.snapshot.devices(after.as_deref(), wanted as usize).await? {
+        let entry = found.entry(seen.device_id.to_string()).or_default();
+        entry.1 = Some(seen);
     }
     let more = found.len() > limit as usize;
     let devices = found.into_iter().take(limit as usize);
@@ -177,15 +175,13 @@ pub(super) async fn create_device(
     };
     let secret = token.as_deref().map(Secret::Token).or(password.as_deref().map(Secret::Password));
     let client = ClientSettings::new(&realm, &device_id, secret, &state.platform.status().listeners);
-    let seen = seen(&state, &realm, &device_id);
+    // It is made: that its events cannot be asked for now changes nothing about it.
+    let seen = match realm == DEFAULT_REALM {
+        true => state.snapshot.seen(&device_id).await.unwrap_or_default(),
+        false => None,
+    };
     let device = Device::new(&device_id, Some(record), seen);
     Ok((StatusCode::CREATED, Json(NewDeviceAnswer { device, token, password, client })))
-}
-
-/// What is known of a device's events, which only the main realm's are kept of.
-fn seen(state: &ServeState, realm: &str, device_id: &str) -> Option<DeviceSeen> {
-    let shard = state.shard(device_id).filter(|_| realm == DEFAULT_REALM);
-    shard.and_then(|shard| shard.device(device_id))
 }
 
 /// A password to set.
@@ -257,7 +253,7 @@ pub(super) async fn get_device(
 ) -> Result<Json<Device>, Problem> {
     check_device_id(&device_id)?;
     let record = state.registry.device(&device_id).await?;
-    let seen = state.shard(&device_id).and_then(|shard| shard.device(&device_id));
+    let seen = state.snapshot.seen(&device_id).await?;
     if record.is_none() && seen.is_none() {
         return Err(Problem::not_found("device", &device_id));
     }
@@ -274,7 +270,7 @@ pub(super) async fn put_device(
     extract::Json(update): extract::Json<DeviceUpdate>,
 ) -> Result<(StatusCode, Json<Device>), Problem> {
     let (record, is_new) = state.registry.put_device(&device_id, update.labels.as_ref()).await?;
-    let seen = state.shard(&device_id).and_then(|shard| shard.device(&device_id));
+    let seen = state.snapshot.seen(&device_id).await.unwrap_or_default();
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(Device::new(&device_id, Some(record), seen))))
 }

@@ -222,7 +222,7 @@ pub(super) async fn snapshot(
     extract::Path(device_id): extract::Path<String>,
 ) -> Result<Json<Snapshot>, Problem> {
     check_device_id(&device_id)?;
-    let Some(found) = state.shard(&device_id).and_then(|shard| shard.snapshot(&device_id)) else {
+    let Some(found) = state.snapshot.latest(&device_id).await? else {
         if state.registry.device(&device_id).await?.is_none() {
             return Err(Problem::not_found("device", &device_id));
         }

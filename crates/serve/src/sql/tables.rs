@@ -1,4 +1,4 @@
-//! The tables of the realm: history's four, the view `aggregated_metrics`, and what is in memory: `snapshot`, `devices`.
+//! The tables of the realm: history's four, the view `aggregated_metrics`, and what the snapshot knows: `snapshot`, `devices`.
 //!
 //! Providers are made when a query names them, so each query sees the state of its own moment.
 
@@ -15,9 +15,9 @@ use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use catchment_store::history::{AGGREGATED_METRICS, History};
 use catchment_store::registry::{DeviceRecord, Registry};
-use catchment_store::shard::{DeviceSnapshot, Shard, snapshot_schema};
+use catchment_store::shard::{DeviceSnapshot, snapshot_schema};
+use catchment_store::snapshot::{Snapshot, SnapshotError};
 use catchment_store::tables::{TableId, timestamp_type};
-use catchment_types::{DEFAULT_REALM, partition_of};
 use datafusion::catalog::{SchemaProvider, Session, TableProvider};
 use datafusion::common::{DataFusionError, Result, ScalarValue};
 use datafusion::datasource::memory::MemorySourceConfig;
@@ -32,21 +32,21 @@ const DEVICES: &str = "devices";
 /// The schema `main`. Read-only: nothing can be registered in it.
 pub struct RealmTables {
     history: Arc<dyn History>,
-    shards: Arc<[Arc<Shard>]>,
+    snapshot: Arc<dyn Snapshot>,
     registry: Arc<Registry>,
 }
 
 impl fmt::Debug for RealmTables {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RealmTables").field("shards", &self.shards.len()).finish_non_exhaustive()
+        f.debug_struct("RealmTables").finish_non_exhaustive()
     }
 }
 
 impl RealmTables {
-    /// The tables over these stores; `shards` in the order of their partitions.
+    /// The tables over these stores.
     #[must_use]
-    pub fn new(history: Arc<dyn History>, shards: Arc<[Arc<Shard>]>, registry: Arc<Registry>) -> Self {
-        Self { history, shards, registry }
+    pub fn new(history: Arc<dyn History>, snapshot: Arc<dyn Snapshot>, registry: Arc<Registry>) -> Self {
+        Self { history, snapshot, registry }
     }
 }
 
@@ -67,7 +67,7 @@ impl SchemaProvider for RealmTables {
         let memory = |kind, schema| MemoryTable {
             kind,
             schema,
-            shards: Arc::clone(&self.shards),
+            snapshot: Arc::clone(&self.snapshot),
             registry: Arc::clone(&self.registry),
         };
         Ok(match name {
@@ -103,12 +103,17 @@ enum Kind {
 }
 
 /// A table whose rows are gathered when it is scanned.
-#[derive(Debug)]
 struct MemoryTable {
     kind: Kind,
     schema: SchemaRef,
-    shards: Arc<[Arc<Shard>]>,
+    snapshot: Arc<dyn Snapshot>,
     registry: Arc<Registry>,
+}
+
+impl fmt::Debug for MemoryTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryTable").field("kind", &self.kind).finish_non_exhaustive()
+    }
 }
 
 #[async_trait]
@@ -140,17 +145,31 @@ impl TableProvider for MemoryTable {
         let device = filters.iter().find_map(wanted_device);
         let partitions = match (self.kind, device) {
             (Kind::Snapshot, Some(device)) => {
-                let partition =
-                    partition_of(DEFAULT_REALM, device, u32::try_from(self.shards.len()).unwrap_or(u32::MAX));
-                let shard = self.shards.get(usize::try_from(partition).unwrap_or(usize::MAX));
-                let snapshot = shard.and_then(|shard| shard.snapshot(device));
+                let snapshot = self.snapshot.latest(device).await.map_err(unavailable)?;
                 vec![snapshot.map(|snapshot| snapshot_rows(&snapshot)).transpose()?.into_iter().collect()]
             }
-            (Kind::Snapshot, None) => self.shards.iter().map(|shard| vec![shard.snapshot_batch()]).collect(),
+            (Kind::Snapshot, None) => {
+                let mut partitions: Vec<_> = self
+                    .snapshot
+                    .latest_rows()
+                    .await
+                    .map_err(unavailable)?
+                    .into_iter()
+                    .map(|batch| vec![batch])
+                    .collect();
+                if partitions.is_empty() {
+                    partitions.push(Vec::new());
+                }
+                partitions
+            }
             (Kind::Devices, _) => vec![vec![self.devices().await?]],
         };
         Ok(MemorySourceConfig::try_new_exec(&partitions, self.schema(), projection.cloned())?)
     }
+}
+
+fn unavailable(error: SnapshotError) -> DataFusionError {
+    DataFusionError::External(Box::new(error))
 }
 
 /// The device of a filter `device_id = '…'`.
@@ -222,8 +241,7 @@ impl MemoryTable {
             registered.extend(page.into_iter().map(|device| (device.device_id.clone(), device)));
         }
         let mut rows = DeviceRows::default();
-        for shard in self.shards.iter() {
-            let batch = shard.devices_batch();
+        for batch in self.snapshot.device_rows().await.map_err(unavailable)? {
             let ids = column(&batch, "device_id")?.as_string_view();
             let first_seen = column(&batch, "first_seen")?.as_primitive::<TimestampMicrosecondType>();
             let last_seen = column(&batch, "last_seen")?.as_primitive::<TimestampMicrosecondType>();
