@@ -263,6 +263,37 @@ def test_the_sql_of_panels_is_answered(server):
     assert any("deploy-panels" in row for row in answers["city.json: What did not decode"][1])
 
 
+def test_the_sql_of_clickhouse_panels_is_answered(new_server, service):
+    address = service("clickhouse")
+    name = f"deploy_{os.getpid()}"
+
+    def ask(query, database=name):
+        answer = requests.post(f"{address}/?database={database}", data=query.encode(), timeout=30)
+        assert answer.status_code == 200, f"{query}: {answer.text}"
+        return [line.split("\t") for line in answer.text.splitlines()]
+
+    ask(f"DROP DATABASE IF EXISTS {name}", "default")
+    server = new_server(flags=["--history", f"clickhouse://{address.split('://')[1]}/{name}"]).start()
+    for temperature in (20, 22):
+        server.post_event("d", {"temperature": temperature})
+    server.post_event("d", "{")
+    eventually(lambda: ask("SELECT count() FROM raw_events") == [["3"]], 20, "the events are in ClickHouse")
+    now, answers = int(time.time()), {}
+    for where, query in sql_of("grafana-clickhouse-datasource"):
+        # As the plug-in fills its macros in (github.com/grafana/clickhouse-datasource, README.md).
+        query = re.sub(r"\$__timeInterval\((\w+)\)", r"toStartOfInterval(toDateTime(\1), INTERVAL 3600 second)", query)
+        between = rf"\1 >= toDateTime({now - 7200}) AND \1 <= toDateTime({now + 60})"
+        query = re.sub(r"\$__timeFilter\((\w+)\)", between, query)
+        query = query.replace("${device:singlequote}", "'d','e'").replace("${metric:singlequote}", "'temperature'")
+        assert "$" not in query, f"what is that in {query}?"
+        answers[where.split(": ", 1)[1]] = ask(query)
+    ask(f"DROP DATABASE {name} SYNC", "default")
+    assert answers["$device"] == [["d"]] and answers["$metric"] == [["temperature"]]
+    assert sum(float(row[2]) for row in answers["$metric, average"]) / len(answers["$metric, average"]) == 21
+    assert sum(int(row[2]) for row in answers["Events, by type"]) == 3
+    assert answers["Rejects, by reason"][0][2] == "1" and answers["The loudest devices"][0][:2] == ["d", "3"]
+
+
 # Other programs' files, where those are installed.
 
 
