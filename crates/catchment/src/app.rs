@@ -7,9 +7,9 @@
 //!
 //! A stop is bounded; whatever it does not get done is done again from the log at the next start.
 
-mod history;
+pub(crate) mod history;
 mod listeners;
-mod log;
+pub(crate) mod log;
 mod metrics;
 mod places;
 mod platform;

@@ -107,6 +107,28 @@ Tables: raw_events, raw_metrics, aggregated_metrics, metric_rollups, snapshot, d
 
 Exit code 0: sound. Exit code 1: not; the table says what and why.")]
     Check(ServeArgs),
+    /// Moves registry and history from the engines of one configuration to those of another.
+    #[command(after_help = "Examples:
+  catchment migrate --from file:/var/lib/catchment --to /etc/catchment.toml
+  catchment migrate --from /etc/one.toml --to /etc/other.toml
+
+Each side is a settings file, or file:FOLDER, a data folder with the embedded engines in it. All processes of both sides have to
+be stopped, the source's in order, so that everything in its log is in its history. A new log begins empty. A call that was
+broken off is repeated; a target that has other data is refused. Sessions of MQTT clients stay in the data folder.
+
+Exit code 0: the target has what the source has; the table says how much. Exit code 1: not.")]
+    Migrate(MigrateArgs),
+}
+
+/// From where to where.
+#[derive(Debug, Args)]
+pub(crate) struct MigrateArgs {
+    /// Whose data is moved: a settings file, or file:FOLDER.
+    #[arg(long, value_name = "CONFIGURATION")]
+    pub(crate) from: String,
+    /// Where to: a settings file, or file:FOLDER.
+    #[arg(long, value_name = "CONFIGURATION")]
+    pub(crate) to: String,
 }
 
 /// Where the platform keeps things and listens.

@@ -13,6 +13,7 @@ mod engines;
 mod folder;
 mod http;
 mod logging;
+mod migrate;
 mod routes;
 mod settings;
 mod table;
@@ -69,6 +70,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Serve(args) => app::run(settings(&args, None)?, None)?,
         Command::Demo(args) => app::run(settings(&args.serve, Some(DEMO_DATA))?, Some(&args.world))?,
         Command::Check(args) => return check::check(settings(&args, None)),
+        Command::Migrate(args) => return migrate::migrate(&args),
         Command::Simulate(args) => worlds::simulate(&args)?,
         Command::Query(args) => client::query(&args)?,
         Command::Tail(args) => client::tail(&args)?,

@@ -21,6 +21,7 @@ mod config;
 mod error;
 mod filter;
 mod flush;
+mod import;
 mod metrics;
 mod native;
 mod probe;
@@ -44,6 +45,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::config::{BadClickHouseUrl, ClickHouseConfig, ClickHouseTarget, Password};
 pub use self::error::{ClickHouseError, Trouble};
+pub use self::import::ClickHouseImport;
 pub use self::probe::{ClickHouseProbe, probe};
 
 use self::client::Client;

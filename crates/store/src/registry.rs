@@ -10,6 +10,7 @@
 //! The SQL is kept to what SQLite and PostgreSQL have in common, and to texts and 64-bit integers.
 
 mod access;
+mod copy;
 mod decoders;
 mod devices;
 mod passwords;
@@ -33,6 +34,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 pub use access::{Access, AclRecord, BanRecord, Banned, RealmRecord, device_name};
+pub use copy::{CopiedTable, CopyError, copy};
 pub use decoders::{DEFAULT_DECODER, DecoderRecord};
 pub use devices::{DeviceRecord, Labels};
 pub use passwords::{BadPasswordConfig, PasswordConfig, PasswordError};

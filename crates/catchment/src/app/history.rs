@@ -18,18 +18,18 @@ use crate::folder::DataFolder;
 use crate::settings::Settings;
 
 /// The log that history goes on from.
-pub(super) struct Log<'a> {
+pub(crate) struct Log<'a> {
     /// Tells it from all others, but for embedded ones of other data folders.
-    pub(super) identity: &'a str,
+    pub(crate) identity: &'a str,
     /// Where it is kept how far history is.
-    pub(super) group: &'a Arc<dyn ConsumerGroup>,
+    pub(crate) group: &'a Arc<dyn ConsumerGroup>,
 }
 
 /// History, over these shards; what they know of latest values is restored at once, or as partitions are taken over.
 ///
 /// # Errors
 /// The engine does not open, or has rows of another log; says what to do.
-pub(super) async fn open(
+pub(crate) async fn open(
     engines: &[(Seam, Engine)],
     settings: &Settings,
     folder: &DataFolder,

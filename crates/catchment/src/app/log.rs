@@ -18,7 +18,7 @@ const CLAIMS: &str = "claims";
 ///
 /// # Errors
 /// The engine does not open; says what to do.
-pub(super) async fn open(
+pub(crate) async fn open(
     engine: &Engine,
     settings: &Settings,
     shared_history: bool,

@@ -8,9 +8,11 @@ use std::collections::{HashSet, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use catchment_eventlog::{LogError, Pending};
 use foldhash::fast::RandomState;
+use tokio::time::Instant;
 
 use super::codec::{AckKind, QoS, Reason};
 
@@ -52,6 +54,8 @@ struct Group {
     bytes: usize,
     /// The last of the appends counts for all acknowledgements.
     for_all: bool,
+    /// When its appends were handed to the log.
+    submitted: Option<Instant>,
 }
 
 /// Limits of what may be on its way.
@@ -135,9 +139,9 @@ impl Acks {
             .is_some_and(|at| matches!(self.appends.get(first + usize::from(at)), Some(Append::Done(Err(_)))))
     }
 
-    /// Ends the current read, which submitted `bytes`.
-    pub(crate) fn close_group(&mut self, bytes: usize) {
-        let group = Group { bytes, ..std::mem::take(&mut self.open) };
+    /// Ends the current read, which submitted `bytes`, from `submitted` on.
+    pub(crate) fn close_group(&mut self, bytes: usize, submitted: Option<Instant>) {
+        let group = Group { bytes, submitted, ..std::mem::take(&mut self.open) };
         if group.appends + group.acks > 0 {
             self.events += group.events.max(group.acks);
             self.bytes += bytes;
@@ -184,6 +188,9 @@ impl Acks {
                     outcome = outcome.and(release(Released::Failed(error)));
                 }
             }
+            if let Some(submitted) = group.submitted {
+                outcome = outcome.and(release(Released::Settled(submitted.elapsed())));
+            }
             if let Err(error) = outcome {
                 return Poll::Ready(Err(error));
             }
@@ -205,6 +212,8 @@ pub(crate) enum Released<'a> {
     Ack(Owed, Option<&'a LogError>),
     /// An append that failed, with events of any QoS in it.
     Failed(&'a LogError),
+    /// The end of a group that went to the log: how long that took.
+    Settled(Duration),
 }
 
 #[cfg(test)]

@@ -323,12 +323,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             let submitted_bytes = workspace.batches.bytes();
             self.record_first().await?;
             let log = &*self.registered.gateway.log;
+            let submitted = (submitted_bytes > 0).then(Instant::now);
             workspace.batches.submit(log, |submitted| self.intake.acks.append(submitted)).await;
             self.forward().await;
             self.charge();
             self.confirm_recorded().await?;
             if let Some(intake) = self.intake.made() {
-                intake.acks.close_group(submitted_bytes);
+                intake.acks.close_group(submitted_bytes, submitted);
                 if let Some(far) = &self.far {
                     far.metrics.received.inc_by(intake.tally.messages);
                 }
@@ -483,6 +484,10 @@ impl<S> Connection<S> {
                 }
                 broken = true;
                 Err(log_fault(error))
+            }
+            Released::Settled(took) => {
+                gateway.metrics.acknowledge_seconds.observe(took.as_secs_f64());
+                Ok(())
             }
             Released::Failed(error) => {
                 GatewayMetrics::count(&gateway.metrics.refused, log_fault_name(error));

@@ -92,12 +92,19 @@ impl Taken {
                 pieces.push(plain(&batch.slice(from, to - from))?);
             }
         }
+        Block::new(&pieces)
+    }
+}
+
+impl Block {
+    /// Of rows that are [`plain`]; nothing when there are none.
+    pub(super) fn new(pieces: &[RecordBatch]) -> Result<Option<Self>, ArrowError> {
         let Some(first) = pieces.first() else { return Ok(None) };
-        let rows = concat_batches(&first.schema(), &pieces)?;
+        let rows = concat_batches(&first.schema(), pieces)?;
         let mut writer = StreamWriter::try_new(Vec::new(), &rows.schema())?;
         writer.write(&rows)?;
         writer.finish()?;
-        Ok(Some(Block { body: writer.into_inner()?.into(), rows }))
+        Ok(Some(Self { body: writer.into_inner()?.into(), rows }))
     }
 }
 
@@ -112,7 +119,7 @@ fn payloads(batch: &RecordBatch) -> &BinaryViewArray {
 }
 
 /// The rows without views, which not every version of ClickHouse reads, and without what they do not use of a block.
-fn plain(batch: &RecordBatch) -> Result<RecordBatch, ArrowError> {
+pub(super) fn plain(batch: &RecordBatch) -> Result<RecordBatch, ArrowError> {
     let schema = plain_schema(&batch.schema());
     let column = |(column, field): (&ArrayRef, &Arc<Field>)| cast(column, field.data_type());
     let columns = batch.columns().iter().zip(schema.fields()).map(column).collect::<Result<_, _>>()?;

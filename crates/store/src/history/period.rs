@@ -35,7 +35,7 @@ impl Period {
     }
 
     /// The name, and the times (microseconds, end excluded), of the period that a time falls in.
-    pub(super) fn of(self, time: i64) -> (String, Range<i64>) {
+    pub(crate) fn of(self, time: i64) -> (String, Range<i64>) {
         let day = Timestamp(time).day().clamp(day_number(FIRST), day_number(LAST));
         let date = date_of_day(day);
         let (first, next, name) = match self {
@@ -52,7 +52,7 @@ impl Period {
     }
 
     /// When a period of this name ends, microseconds; none when it is not a name of a period.
-    pub(super) fn end(self, name: &str) -> Option<i64> {
+    pub(crate) fn end(self, name: &str) -> Option<i64> {
         let date: Date = match self {
             Self::Day => name.parse().ok()?,
             Self::Month => format!("{name}-01").parse().ok()?,

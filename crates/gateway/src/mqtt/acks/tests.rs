@@ -24,7 +24,7 @@ fn read(acks: &mut Acks, appends: usize, owed: &[(u16, Option<usize>)]) -> Vec<E
         end
     });
     let ends = ends.collect();
-    acks.close_group(10);
+    acks.close_group(10, None);
     ends
 }
 
@@ -37,6 +37,7 @@ fn released(acks: &mut Acks) -> (Vec<(u16, bool)>, Poll<Outcome>) {
             if error.is_some() { Err("ack") } else { Ok(()) }
         }
         Released::Failed(_) => Err("append"),
+        Released::Settled(_) => Ok(()),
     });
     (released, polled)
 }
@@ -88,7 +89,7 @@ fn bytes_bound_what_is_on_its_way_and_qos_2_stays_unproven() {
     acks.owe(Owed::to(QoS::ExactlyOnce, 10, Reason::Success, None));
     let (_end, pending) = Pending::new();
     acks.append(Ok(pending));
-    acks.close_group(100);
+    acks.close_group(100, None);
     assert!(!acks.has_room(LIMITS));
     assert!(acks.owes_rec(9) && !acks.owes_rec(8));
     assert_eq!(acks.unproven().collect::<Vec<_>>(), [9]);
