@@ -11,6 +11,7 @@ mod listeners;
 mod log;
 mod metrics;
 mod platform;
+mod snapshot;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -32,7 +33,6 @@ use catchment_store::history::{DeltaHistory, History};
 use catchment_store::live::{LiveConfig, LiveHub};
 use catchment_store::registry::{NewToken, Registry, RegistryPlace, Role};
 use catchment_store::shard::{Shard, ShardConfig};
-use catchment_store::snapshot::{ShardSnapshot, Snapshot};
 use catchment_types::DEFAULT_REALM;
 use prometheus_client::registry::Registry as MetricsRegistry;
 use tokio::runtime::{Handle, Runtime};
@@ -42,6 +42,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::listeners::Listeners;
 use self::platform::RunningPlatform;
+use self::snapshot::OpenSnapshot;
 use crate::admission::{PgAdmission, RegistryAdmission};
 use crate::cli::WorldArgs;
 use crate::engines::{self, Engine, Seam};
@@ -125,6 +126,7 @@ struct App {
     gateway: Arc<Gateway>,
     live: Arc<LiveHub>,
     registry: Arc<Registry>,
+    snapshot: OpenSnapshot,
     distributor: Distributor,
     /// Stops accepting.
     closing: CancellationToken,
@@ -173,6 +175,9 @@ impl App {
         let history: Arc<dyn History> = history;
         tracing::info!(values = restored, took = ?started.elapsed(), "the snapshot is restored");
         let live = LiveHub::new(LiveConfig::default());
+        let mut snapshot =
+            OpenSnapshot::open(engine_of(&engines, Seam::Snapshot)?, &shards, &log_identity, &live).await?;
+        snapshot.take_over(&(0..log.partitions()).collect::<Vec<_>>()).await;
 
         let distribute_metrics = DistributeMetrics::default();
         let parts = Parts {
@@ -189,6 +194,7 @@ impl App {
             let _on = workers.enter();
             Distributor::start(parts, config)?
         };
+        snapshot.start(distributor.processed());
 
         let admission = Arc::new(RegistryAdmission::new(
             Arc::clone(&registry),
@@ -207,8 +213,7 @@ impl App {
         .await?;
         gateway.recall().await?;
         gateway.keep_routes_in(Arc::new(RegistryRoutes(Arc::clone(&registry)))).await?;
-        let snapshot: Arc<dyn Snapshot> = Arc::new(ShardSnapshot::new(shards));
-        let tables = RealmTables::new(Arc::clone(&history), Arc::clone(&snapshot), Arc::clone(&registry));
+        let tables = RealmTables::new(Arc::clone(&history), snapshot.reader(), Arc::clone(&registry));
         let sql = Arc::new(SqlEngine::new(Arc::new(tables), sql_config(&settings, &folder)?)?);
 
         let mut metrics = MetricsRegistry::default();
@@ -218,6 +223,7 @@ impl App {
         transport_metrics.register(&mut metrics);
         distribute_metrics.register(&mut metrics);
         history.register_metrics(&mut metrics);
+        snapshot.register_metrics(&mut metrics);
         sql.metrics().register(&mut metrics);
         let pg_metrics = PgMetrics::default();
         pg_metrics.register(&mut metrics);
@@ -227,10 +233,12 @@ impl App {
         }));
 
         let platform =
-            RunningPlatform::new(&engines, &addresses, &log, &history, &distributor, &gateway_metrics);
+            RunningPlatform::new(&engines, &addresses, &log, &history, &distributor, &gateway_metrics)
+                .with_snapshot(snapshot.trouble());
         let state = Arc::new(ServeState {
             config: settings.serve.clone(),
-            snapshot,
+            snapshot: snapshot.reader(),
+            answers: snapshot.answers(),
             live: Arc::clone(&live),
             registry: Arc::clone(&registry),
             access: Arc::clone(&admission) as Arc<dyn catchment_serve::access::Access>,
@@ -277,6 +285,7 @@ impl App {
             gateway,
             live,
             registry,
+            snapshot,
             distributor,
             closing,
             history_stop,
@@ -346,6 +355,7 @@ impl App {
         self.gateway.close().await;
         self.log.close().await;
         self.distributor.shutdown().await;
+        self.snapshot.close().await;
         self.history_stop.cancel();
         if let Err(error) = self.history.await {
             tracing::error!(%error, "history ended badly; its rows are in the log");

@@ -3,6 +3,7 @@
 mod bridges;
 #[cfg(feature = "kafka")]
 mod kafka;
+mod redis;
 mod tls;
 
 use std::fs;
@@ -127,6 +128,7 @@ fn engine(settings: &Settings, seam: Seam) -> Finding {
         }
         #[cfg(feature = "kafka")]
         Ok(Engine::Kafka(target)) => kafka::finding(*target, &settings.log),
+        Ok(Engine::Redis(target)) => redis::finding(&target),
         Ok(engine) => {
             let arrow = if shown.is_empty() { "" } else { " → " };
             finding(format!("engine {}", seam.name()), format!("{shown}{arrow}{engine}"), Verdict::Good)

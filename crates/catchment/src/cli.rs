@@ -149,7 +149,7 @@ pub(crate) struct ServeArgs {
     /// Engine of the history [default: embedded].
     #[arg(long, value_name = "URL", help_heading = "Engines")]
     pub(crate) history: Option<String>,
-    /// Engine of snapshot and live [default: embedded].
+    /// Engine of snapshot and live: redis://HOST:PORT/DB, rediss:// with TLS [default: embedded].
     #[arg(long, value_name = "URL", help_heading = "Engines")]
     pub(crate) snapshot: Option<String>,
     /// Engine of the registry [default: embedded].

@@ -7,6 +7,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use catchment_eventlog::kafka::{BadTarget, KafkaConfig, KafkaTarget};
+use catchment_store::redis::{BadTarget as BadRedis, RedisConfig, RedisTarget};
 use catchment_store::registry::RegistryPlace;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -69,6 +70,8 @@ pub(crate) struct EngineUrls {
     pub(crate) archive: String,
     /// What is no part of a URL of Kafka.
     pub(crate) kafka: KafkaConfig,
+    /// What is no part of a URL of Redis.
+    pub(crate) redis: RedisConfig,
 }
 
 impl EngineUrls {
@@ -96,6 +99,8 @@ pub(crate) enum Engine {
     Postgres(String),
     /// A topic of Kafka.
     Kafka(Box<KafkaTarget>),
+    /// A database of a Redis server.
+    Redis(Box<RedisTarget>),
     /// Nothing.
     Off,
 }
@@ -108,6 +113,7 @@ impl Engine {
             Self::Memory => "memory",
             Self::Postgres(_) => "postgres",
             Self::Kafka(_) => "kafka",
+            Self::Redis(_) => "redis",
             Self::Off => "off",
         }
     }
@@ -120,6 +126,7 @@ impl fmt::Display for Engine {
             Self::Memory => f.write_str("embedded, in memory"),
             Self::Postgres(url) => RegistryPlace::Postgres(url.clone()).fmt(f),
             Self::Kafka(target) => write!(f, "{target}"),
+            Self::Redis(target) => write!(f, "{target}"),
             Self::Off => f.write_str("off"),
         }
     }
@@ -142,6 +149,8 @@ pub(crate) enum BadEngine {
     NoFile { seam: Seam },
     #[error("--{}: {reason}", .seam.name())]
     BadTarget { seam: Seam, reason: BadTarget },
+    #[error("--{}: {reason}", .seam.name())]
+    BadRedis { seam: Seam, reason: BadRedis },
 }
 
 /// What the URL at `seam` means, for a data folder.
@@ -173,6 +182,12 @@ pub(crate) fn resolve(seam: Seam, urls: &EngineUrls, data: &Path) -> Result<Engi
         return match target {
             Ok(target) => Ok(Engine::Kafka(Box::new(target))),
             Err(reason) => Err(BadEngine::BadTarget { seam, reason }),
+        };
+    }
+    if let (Seam::Snapshot, "redis" | "rediss") = (seam, scheme) {
+        return match RedisTarget::parse(url, &urls.redis) {
+            Ok(target) => Ok(Engine::Redis(Box::new(target))),
+            Err(reason) => Err(BadEngine::BadRedis { seam, reason }),
         };
     }
     match seam.schemes().iter().find(|(known, _)| *known == scheme) {
@@ -229,11 +244,22 @@ mod tests {
 
     #[test]
     fn absent_engines_answer_by_name() {
-        let urls = EngineUrls { snapshot: "redis://u:secret@h".to_owned(), ..EngineUrls::default() };
-        let error = resolve(Seam::Snapshot, &urls, Path::new("/d")).unwrap_err().to_string();
-        assert!(error.starts_with("the engine redis is not in this build;"), "{error}");
+        let urls = EngineUrls { history: "clickhouse://u:secret@h".to_owned(), ..EngineUrls::default() };
+        let error = resolve(Seam::History, &urls, Path::new("/d")).unwrap_err().to_string();
+        assert!(error.starts_with("the engine clickhouse is not in this build;"), "{error}");
         let error = resolve(Seam::Log, &log("redis://u:secret@h"), Path::new("/d")).unwrap_err().to_string();
         assert!(error.contains("kafka://…") && !error.contains("secret"), "{error}");
+    }
+
+    #[test]
+    fn redis_is_named_without_its_password() {
+        let urls = |url: &str| EngineUrls { snapshot: url.to_owned(), ..EngineUrls::default() };
+        let engine = resolve(Seam::Snapshot, &urls("rediss://u:secret@h/2"), Path::new("/d")).unwrap();
+        assert_eq!((engine.name(), engine.to_string().as_str()), ("redis", "rediss://h:6379/2"));
+        assert!(!format!("{engine:?}").contains("secret"));
+        let error =
+            resolve(Seam::Snapshot, &urls("redis://u:secret@h/x"), Path::new("/d")).unwrap_err().to_string();
+        assert!(error.starts_with("--snapshot: a Redis URL is") && !error.contains("secret"), "{error}");
     }
 
     #[test]

@@ -3,12 +3,16 @@
 //! - [`shard`]: the memory of one partition: latest values, open rollup states, rows that are not in files yet.
 //! - [`history`]: the Delta tables on disk, and queries over memory and files as one table.
 //! - [`snapshot`]: how latest values and devices are read, whatever has them.
+//! - [`redis`]: latest values, push and answers between processes, by way of Redis.
+//! - [`answers`]: answers of queries that are kept.
 //! - [`live`]: push of readings to subscribers.
 //! - [`registry`]: devices, decoders and tokens.
 
+pub mod answers;
 pub mod delta;
 pub mod history;
 pub mod live;
+pub mod redis;
 pub mod registry;
 pub mod shard;
 pub mod snapshot;

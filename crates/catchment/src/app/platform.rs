@@ -17,6 +17,7 @@ use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
 use super::Addresses;
+use super::snapshot::Trouble;
 use crate::engines::{Engine, Seam};
 
 /// A partition that is further behind than this after a start is not ready to answer.
@@ -31,6 +32,7 @@ pub(super) struct RunningPlatform {
     committed: watch::Receiver<Vec<Offset>>,
     processed: watch::Receiver<Vec<Offset>>,
     gateway: GatewayFigures,
+    snapshot: Option<Trouble>,
 }
 
 impl RunningPlatform {
@@ -60,7 +62,13 @@ impl RunningPlatform {
             committed: history.subscribe_committed(),
             processed: distributor.processed(),
             gateway: GatewayFigures::new(gateway),
+            snapshot: None,
         }
+    }
+
+    /// With what the snapshot's engine says of itself.
+    pub(super) fn with_snapshot(self, snapshot: Trouble) -> Self {
+        Self { snapshot: Some(snapshot), ..self }
     }
 
     fn partitions(&self) -> Vec<PartitionStatus> {
@@ -120,6 +128,7 @@ impl Platform for RunningPlatform {
             .collect();
         reasons.extend(self.log.trouble().map(|trouble| format!("the event log does not answer: {trouble}")));
         reasons.extend(self.failing());
+        reasons.extend(self.snapshot.as_ref().and_then(Trouble::tell));
         reasons
     }
 }
