@@ -77,9 +77,9 @@ impl Roster {
     /// Says and hears until the connection breaks.
     async fn work(&self) -> Result<(), RedisFailure> {
         let mut own = self.own.subscribe();
-        let mut connection = self.client.subscriber().await?;
-        connection.subscribe(self.channel()).await.map_err(|error| self.client.failure(&error))?;
-        let mut changes = connection.into_on_message();
+        // The connection ends with its sink.
+        let (mut sink, mut changes) = self.client.subscriber().await?.split();
+        sink.subscribe(self.channel()).await.map_err(|error| self.client.failure(&error))?;
         let mut repeat = tokio::time::interval(REPEAT);
         repeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         own.mark_changed();

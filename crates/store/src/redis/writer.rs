@@ -320,7 +320,7 @@ impl SnapshotWriter {
                 next = chunks.next();
             }
         }
-        let written: Vec<u8> = self.client.ask_all(&pipeline).await?;
+        let written: Vec<i64> = self.client.ask_all(&pipeline).await?;
         Ok(written.iter().filter(|&&written| written == 0).count().min(changes.len()))
     }
 

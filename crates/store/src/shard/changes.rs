@@ -177,3 +177,6 @@ impl Shard {
         devices.restore_states(config, start, states)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use catchment_types::DEFAULT_REALM;
 use futures::StreamExt as _;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::LiveRelay;
@@ -22,6 +23,8 @@ use crate::redis::layout::Keys;
 /// Changes of what is wanted are gathered for so long.
 const GATHER: Duration = Duration::from_millis(10);
 const RETRY: Duration = Duration::from_millis(250);
+/// A connection whose other end vanished would be silent for ever.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
 const CHANNELS_MAX: usize = 1_000;
 const PATTERNS_MAX: usize = 64;
 /// Messages taken in before others have a turn, and subscribers get what they want of them.
@@ -79,6 +82,8 @@ impl Receiver {
             self.relay.hub.lag(Follow::Events, 1);
         }
         let mut waiting = Vec::new();
+        let mut ping = tokio::time::interval(PING_INTERVAL);
+        ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 changed = changes.changed() => {
@@ -95,6 +100,11 @@ impl Receiver {
                     channels.follow(&mut sink, &wants, &self.relay.client.keys).await.map_err(failed)?;
                     self.say(&wants);
                 }
+                _ = ping.tick() => match tokio::time::timeout(PING_INTERVAL, sink.ping::<::redis::Value>()).await {
+                    Ok(Ok(_)) => {}
+                    Ok(Err(error)) => return Err(self.relay.client.failure(&error)),
+                    Err(_) => return Err(self.relay.client.failed("no answer to a ping".to_owned())),
+                },
                 message = messages.next() => {
                     let ended = || self.relay.client.failed("the connection ended".to_owned());
                     waiting.push(message.ok_or_else(ended)?);
