@@ -21,7 +21,7 @@ for number = 1, #fields do
   local is_newer = true
   if known[number] then
     -- The newest timestamp wins, of equal ones the later offset.
-    local timestamp, offset = string.match(known[number], '^{"timestamp":(-?%d+),"received_at":-?%d+,"offset":(%d+),')
+    local timestamp, offset = string.match(known[number], '^{"timestamp":(%-?%d+),"received_at":%-?%d+,"offset":(%d+),')
     timestamp, offset = tonumber(timestamp), tonumber(offset)
     local mine = tonumber(ARGV[at + 1])
     is_newer = not timestamp or timestamp < mine or (timestamp == mine and offset <= tonumber(ARGV[at + 2]))
