@@ -57,6 +57,7 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
 const ENGINE_NAMES: &[(&str, &[&str])] = &[
     ("eventlog::embedded", &["crates/catchment/", "crates/eventlog/", "xtask/"]),
     ("eventlog::kafka", &["crates/catchment/", "crates/eventlog/", "xtask/"]),
+    ("store::redis", &["crates/catchment/", "crates/store/", "xtask/"]),
 ];
 
 /// First folders of the paths that documents name.

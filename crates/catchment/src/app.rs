@@ -13,6 +13,7 @@ pub(crate) mod log;
 mod metrics;
 mod places;
 mod platform;
+mod snapshot;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -34,16 +35,17 @@ use catchment_store::history::History;
 use catchment_store::live::{LiveConfig, LiveHub};
 use catchment_store::registry::{NewToken, Registry, RegistryPlace, Role};
 use catchment_store::shard::{Shard, ShardConfig};
-use catchment_store::snapshot::{ShardSnapshot, Snapshot};
 use catchment_types::DEFAULT_REALM;
 use prometheus_client::registry::Registry as MetricsRegistry;
 use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::listeners::Listeners;
 use self::platform::RunningPlatform;
+use self::snapshot::OpenSnapshot;
 use crate::admission::{PgAdmission, RegistryAdmission};
 use crate::cli::WorldArgs;
 use crate::engines::{self, Engine, Seam};
@@ -128,6 +130,7 @@ struct App {
     live: Arc<LiveHub>,
     registry: Arc<Registry>,
     group: Arc<dyn ConsumerGroup>,
+    snapshot: OpenSnapshot,
     distributor: Option<Distributor>,
     /// Stops accepting.
     closing: CancellationToken,
@@ -172,12 +175,15 @@ impl App {
         let of_log = history::Log { identity: &log_identity, group: &group };
         let history = history::open(&engines, &settings, &folder, of_log, &shards).await?;
         let live = LiveHub::new(LiveConfig::default());
+        let mut snapshot =
+            OpenSnapshot::open(engine_of(&engines, Seam::Snapshot)?, &shards, &log_identity, &live).await?;
 
         let distribute_metrics = DistributeMetrics::default();
         let parts = Parts {
             log: Arc::clone(&log),
             group: Arc::clone(&group),
             history: Arc::clone(&history),
+            follower: snapshot.follower(),
             shards: shards.to_vec(),
             decoders: Arc::clone(&decoders),
             live: Arc::clone(&live),
@@ -196,6 +202,12 @@ impl App {
             }
             false => None,
         };
+        match (is_shared, &distributor) {
+            // Rows are seen once they are in the engine.
+            (true, Some(_)) => snapshot.start(Some(history.subscribe_committed())),
+            (false, Some(distributor)) => snapshot.start(Some(distributor.processed())),
+            (_, None) => snapshot.start(None::<watch::Receiver<()>>),
+        }
 
         let admission = Arc::new(RegistryAdmission::new(
             Arc::clone(&registry),
@@ -214,8 +226,7 @@ impl App {
         .await?;
         gateway.recall().await?;
         gateway.keep_routes_in(Arc::new(RegistryRoutes(Arc::clone(&registry)))).await?;
-        let snapshot: Arc<dyn Snapshot> = Arc::new(ShardSnapshot::new(shards));
-        let tables = RealmTables::new(Arc::clone(&history), Arc::clone(&snapshot), Arc::clone(&registry));
+        let tables = RealmTables::new(Arc::clone(&history), snapshot.reader(), Arc::clone(&registry));
         let sql = Arc::new(SqlEngine::new(Arc::new(tables), sql_config(&settings, &folder)?)?);
 
         let mut metrics = MetricsRegistry::default();
@@ -225,6 +236,7 @@ impl App {
         transport_metrics.register(&mut metrics);
         distribute_metrics.register(&mut metrics);
         history.register_metrics(&mut metrics);
+        snapshot.register_metrics(&mut metrics);
         sql.metrics().register(&mut metrics);
         let pg_metrics = PgMetrics::default();
         pg_metrics.register(&mut metrics);
@@ -240,10 +252,12 @@ impl App {
             &history,
             distributor.as_ref(),
             &gateway_metrics,
-        );
+        )
+        .with_snapshot(snapshot.trouble());
         let state = Arc::new(ServeState {
             config: settings.serve.clone(),
-            snapshot,
+            snapshot: snapshot.reader(),
+            answers: snapshot.answers(),
             live: Arc::clone(&live),
             registry: Arc::clone(&registry),
             access: Arc::clone(&admission) as Arc<dyn catchment_serve::access::Access>,
@@ -303,6 +317,7 @@ impl App {
             live,
             registry,
             group,
+            snapshot,
             distributor,
             closing,
             history_stop,
@@ -374,6 +389,7 @@ impl App {
         if let Some(distributor) = self.distributor {
             distributor.shutdown().await;
         }
+        self.snapshot.close().await;
         self.history_stop.cancel();
         if let Some(history) = self.history
             && let Err(error) = history.await

@@ -4,6 +4,7 @@ mod bridges;
 mod clickhouse;
 #[cfg(feature = "kafka")]
 mod kafka;
+mod redis;
 mod s3;
 mod tls;
 
@@ -131,6 +132,7 @@ fn engine(settings: &Settings, seam: Seam) -> Finding {
         Ok(Engine::Kafka(target)) => kafka::finding(*target, &settings.log),
         Ok(Engine::ClickHouse(target)) => clickhouse::finding(&target),
         Ok(Engine::S3(place)) => s3::finding(seam, &place),
+        Ok(Engine::Redis(target)) => redis::finding(&target),
         Ok(engine) => {
             let arrow = if shown.is_empty() { "" } else { " → " };
             finding(format!("engine {}", seam.name()), format!("{shown}{arrow}{engine}"), Verdict::Good)

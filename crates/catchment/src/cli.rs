@@ -171,7 +171,7 @@ pub(crate) struct ServeArgs {
     /// Engine of the history [default: embedded]; s3://bucket/prefix keeps its tables in S3.
     #[arg(long, value_name = "URL", help_heading = "Engines")]
     pub(crate) history: Option<String>,
-    /// Engine of snapshot and live [default: embedded].
+    /// Engine of snapshot and live: redis://HOST:PORT/DB, rediss:// with TLS [default: embedded].
     #[arg(long, value_name = "URL", help_heading = "Engines")]
     pub(crate) snapshot: Option<String>,
     /// Engine of the registry [default: embedded].

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use catchment_eventlog::kafka::{BadTarget, KafkaConfig, KafkaTarget};
 use catchment_store::clickhouse::{BadClickHouseUrl, ClickHouseConfig, ClickHouseTarget};
+use catchment_store::redis::{BadTarget as BadRedis, RedisConfig, RedisTarget};
 use catchment_store::registry::RegistryPlace;
 use catchment_store::storage::s3::{BadS3, S3Config, S3Place};
 use serde::{Deserialize, Serialize};
@@ -75,6 +76,8 @@ pub(crate) struct EngineUrls {
     pub(crate) clickhouse: ClickHouseConfig,
     /// What is no part of a URL of S3.
     pub(crate) s3: S3Config,
+    /// What is no part of a URL of Redis.
+    pub(crate) redis: RedisConfig,
 }
 
 impl EngineUrls {
@@ -106,6 +109,8 @@ pub(crate) enum Engine {
     ClickHouse(Box<ClickHouseTarget>),
     /// A prefix of a bucket in S3.
     S3(Box<S3Place>),
+    /// A database of a Redis server.
+    Redis(Box<RedisTarget>),
     /// Nothing.
     Off,
 }
@@ -120,6 +125,7 @@ impl Engine {
             Self::Kafka(_) => "kafka",
             Self::ClickHouse(_) => "clickhouse",
             Self::S3(_) => "s3",
+            Self::Redis(_) => "redis",
             Self::Off => "off",
         }
     }
@@ -134,6 +140,7 @@ impl fmt::Display for Engine {
             Self::Kafka(target) => write!(f, "{target}"),
             Self::ClickHouse(target) => write!(f, "{target}"),
             Self::S3(place) => write!(f, "{place}"),
+            Self::Redis(target) => write!(f, "{target}"),
             Self::Off => f.write_str("off"),
         }
     }
@@ -160,6 +167,8 @@ pub(crate) enum BadEngine {
     BadClickHouse { seam: Seam, reason: BadClickHouseUrl },
     #[error("--{}: {reason}", .seam.name())]
     BadS3 { seam: Seam, reason: BadS3 },
+    #[error("--{}: {reason}", .seam.name())]
+    BadRedis { seam: Seam, reason: BadRedis },
 }
 
 /// What the URL at `seam` means, for a data folder.
@@ -208,6 +217,12 @@ pub(crate) fn resolve(seam: Seam, urls: &EngineUrls, data: &Path) -> Result<Engi
         return match place {
             Ok(place) => Ok(Engine::S3(Box::new(place))),
             Err(reason) => Err(BadEngine::BadS3 { seam, reason }),
+        };
+    }
+    if let (Seam::Snapshot, "redis" | "rediss") = (seam, scheme) {
+        return match RedisTarget::parse(url, &urls.redis) {
+            Ok(target) => Ok(Engine::Redis(Box::new(target))),
+            Err(reason) => Err(BadEngine::BadRedis { seam, reason }),
         };
     }
     match seam.schemes().iter().find(|(known, _)| *known == scheme) {
@@ -274,12 +289,20 @@ mod tests {
     }
 
     #[test]
-    fn absent_engines_answer_by_name() {
-        let urls = EngineUrls { snapshot: "redis://u:secret@h".to_owned(), ..EngineUrls::default() };
-        let error = resolve(Seam::Snapshot, &urls, Path::new("/d")).unwrap_err().to_string();
-        assert!(error.starts_with("the engine redis is not in this build;"), "{error}");
+    fn unknown_engines_are_told_what_there_is() {
         let error = resolve(Seam::Log, &log("redis://u:secret@h"), Path::new("/d")).unwrap_err().to_string();
         assert!(error.contains("kafka://…") && !error.contains("secret"), "{error}");
+    }
+
+    #[test]
+    fn redis_is_named_without_its_password() {
+        let urls = |url: &str| EngineUrls { snapshot: url.to_owned(), ..EngineUrls::default() };
+        let engine = resolve(Seam::Snapshot, &urls("rediss://u:secret@h/2"), Path::new("/d")).unwrap();
+        assert_eq!((engine.name(), engine.to_string().as_str()), ("redis", "rediss://h:6379/2"));
+        assert!(!format!("{engine:?}").contains("secret"));
+        let error =
+            resolve(Seam::Snapshot, &urls("redis://u:secret@h/x"), Path::new("/d")).unwrap_err().to_string();
+        assert!(error.starts_with("--snapshot: a Redis URL is") && !error.contains("secret"), "{error}");
     }
 
     #[test]

@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use catchment_decode::Decoders;
 use catchment_eventlog::{ConsumerGroup, EventLog};
 use catchment_store::history::History;
@@ -54,6 +55,16 @@ impl Default for DistributeConfig {
     }
 }
 
+/// Who keeps something of each partition beside history.
+#[async_trait]
+pub trait Follower: Send + Sync + 'static {
+    /// The partition is ours, and history has filled its shard; its worker waits for this.
+    async fn taken_over(&self, partition: PartitionId);
+
+    /// The partition is no longer ours: its worker has stopped.
+    async fn released(&self, partition: PartitionId);
+}
+
 /// What the workers read from and write to.
 pub struct Parts {
     /// Where events come from.
@@ -64,6 +75,8 @@ pub struct Parts {
     pub shards: Vec<Arc<Shard>>,
     /// Tells from where a partition is read, and takes the shards' rows.
     pub history: Arc<dyn History>,
+    /// Who else is told which partitions are ours.
+    pub follower: Option<Arc<dyn Follower>>,
     /// The rules to decode by; changes are taken up between blocks.
     pub decoders: Arc<Decoders>,
     /// Who follows.

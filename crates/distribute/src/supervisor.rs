@@ -90,6 +90,9 @@ async fn tenure(shared: Arc<Shared>, partition: PartitionId, end: CancellationTo
         }
     };
     if end.run_until_cancelled(work).await.is_none() {
+        if let Some(follower) = &shared.parts.follower {
+            follower.released(partition).await;
+        }
         shared.parts.history.release(partition).await;
         shared.show(partition, None);
         shared.trouble.lock().remove(&partition);
@@ -104,6 +107,9 @@ async fn take_over(shared: &Arc<Shared>, partition: PartitionId) -> Option<Worke
     loop {
         let trouble = match shared.parts.history.take_over(partition).await {
             Ok(start) => {
+                if let Some(follower) = &shared.parts.follower {
+                    follower.taken_over(partition).await;
+                }
                 shared.trouble.lock().remove(&partition);
                 shared.show(partition, Some(start.offset));
                 return Some(Worker::new(Arc::clone(shared), partition, start));

@@ -28,6 +28,7 @@ use axum::http::StatusCode;
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use catchment_decode::Decoders;
+use catchment_store::answers::Answers;
 use catchment_store::history::History;
 use catchment_store::live::LiveHub;
 use catchment_store::registry::Registry;
@@ -71,6 +72,8 @@ pub struct ServeState {
     pub config: ServeConfig,
     /// Latest values.
     pub snapshot: Arc<dyn Snapshot>,
+    /// Answers that are kept, if any are.
+    pub answers: Option<Arc<dyn Answers>>,
     /// Push.
     pub live: Arc<LiveHub>,
     /// Devices, decoders, tokens.

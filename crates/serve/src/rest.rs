@@ -1,6 +1,7 @@
 //! REST, with its OpenAPI document made from the handlers.
 
 mod access;
+mod answers;
 mod client_settings;
 mod decoders;
 mod devices;

@@ -7,6 +7,7 @@
 //!   an answer is a short channel: a slow reader holds the query back, a reader that goes away ends it.
 //! - The dialect is PostgreSQL's on every way in, the catalog `catchment`, the schema the realm.
 
+mod cacheable;
 mod error;
 mod metrics;
 mod running;
@@ -186,6 +187,12 @@ impl SqlEngine {
     pub async fn query(&self, sql: &str, options: QueryOptions) -> Result<QueryStream, SqlError> {
         let statement = parse(sql)?;
         self.query_statement(&self.session(), statement, sql, options).await
+    }
+
+    /// Whether the answer to a statement changes only when rows come.
+    #[must_use]
+    pub fn is_cacheable(&self, statement: &Statement) -> bool {
+        cacheable::is_cacheable(statement, &self.template)
     }
 
     /// As [`Self::query`], with a parsed statement, in a session that the caller keeps. `text` is for the list.

@@ -135,6 +135,7 @@ impl Server {
         let state = Arc::new(ServeState {
             config: ServeConfig { sql: sql.clone(), ..ServeConfig::default() },
             snapshot,
+            answers: None,
             live: LiveHub::new(LiveConfig::default()),
             access: Arc::new(Tokens(Arc::clone(&registry))),
             registry,

@@ -6,14 +6,18 @@
 //! - [`export`]: history's rows by day and month, to be brought elsewhere.
 //! - [`snapshot`]: how latest values and devices are read, whatever has them.
 //! - [`storage`]: where the tables are: a local folder, or S3.
+//! - [`redis`]: latest values, push and answers between processes, by way of Redis.
+//! - [`answers`]: answers of queries that are kept.
 //! - [`live`]: push of readings to subscribers.
 //! - [`registry`]: devices, decoders and tokens.
 
+pub mod answers;
 pub mod clickhouse;
 pub mod delta;
 pub mod export;
 pub mod history;
 pub mod live;
+pub mod redis;
 pub mod registry;
 pub mod shard;
 pub mod snapshot;

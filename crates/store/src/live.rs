@@ -4,6 +4,9 @@
 //! who wants it (one hash look-up for subscriptions of exact devices, however many there are, plus one match for each
 //! subscription with patterns) and copies only what somebody wants. Each subscriber has a queue bounded in bytes; when it
 //! is full the oldest goes, and the subscriber is told how much it missed.
+//!
+//! Where workers and subscribers are different processes, a relay stands between their hubs: it *forwards* what others want
+//! ([`LiveHub::forward`]), and hands in what came from elsewhere, which no forwarder gets again.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -15,7 +18,7 @@ use catchment_types::{Event, Reading, Timestamp, Value};
 use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
 use thiserror::Error;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 /// Bounds of the hub.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,7 +141,8 @@ pub enum LiveMessage {
     Readings(Arc<[LiveReading]>),
     /// Events, in the order of the log for each device.
     Events(Arc<[LiveEvent]>),
-    /// So many readings or events were dropped here because the subscriber was too slow.
+    /// So many readings or events were dropped here because the subscriber was too slow; at least so many when a
+    /// connection between processes broke.
     Lagged(u64),
 }
 
@@ -182,6 +186,10 @@ pub struct LiveHub {
     config: LiveConfig,
     table: RwLock<Arc<Table>>,
     subscribers: AtomicUsize,
+    /// Those of them that forward to other processes.
+    forwarders: AtomicUsize,
+    /// Counts changes of who wants what.
+    changes: watch::Sender<u64>,
     next_id: AtomicU64,
     closed: AtomicBool,
 }
@@ -197,6 +205,14 @@ struct Table {
 struct Subscriber {
     id: u64,
     filter: LiveFilter,
+    /// Whether it is the way to other processes.
+    forwards: bool,
+    mailbox: Arc<Mailbox>,
+}
+
+/// Where a subscriber's messages wait, whatever its filter.
+#[derive(Debug, Default)]
+struct Mailbox {
     queue: Mutex<Queue>,
     wake: Notify,
 }
@@ -219,7 +235,9 @@ impl Subscriber {
             devices
         })
     }
+}
 
+impl Mailbox {
     fn push(&self, message: LiveMessage, bytes_max: usize) {
         let bytes = message.bytes();
         let mut queue = self.queue.lock();
@@ -237,9 +255,48 @@ impl Subscriber {
         self.wake.notify_one();
     }
 
+    fn lag(&self, count: u64) {
+        self.queue.lock().dropped += count;
+        self.wake.notify_one();
+    }
+
     fn close(&self) {
         self.queue.lock().closed = true;
         self.wake.notify_one();
+    }
+}
+
+impl Table {
+    fn insert(&mut self, subscriber: &Arc<Subscriber>) {
+        match subscriber.exact_devices() {
+            Some(devices) => {
+                for device in devices {
+                    self.by_device.entry(device.into()).or_default().push(Arc::clone(subscriber));
+                }
+            }
+            None => self.by_pattern.push(Arc::clone(subscriber)),
+        }
+    }
+
+    fn remove(&mut self, subscriber: &Subscriber) {
+        match subscriber.exact_devices() {
+            Some(devices) => {
+                for device in devices {
+                    if let Some(list) = self.by_device.get_mut(device) {
+                        list.retain(|other| other.id != subscriber.id);
+                        if list.is_empty() {
+                            self.by_device.remove(device);
+                        }
+                    }
+                }
+            }
+            None => self.by_pattern.retain(|other| other.id != subscriber.id),
+        }
+    }
+
+    /// All subscribers; those of several devices come several times.
+    fn all(&self) -> impl Iterator<Item = &Arc<Subscriber>> {
+        self.by_device.values().flatten().chain(&self.by_pattern)
     }
 }
 
@@ -253,13 +310,13 @@ impl LiveHub {
     /// Whether anybody listens.
     #[must_use]
     pub fn has_subscribers(&self) -> bool {
-        self.subscribers() > 0
+        self.subscribers.load(Ordering::Relaxed) > 0
     }
 
-    /// How many listen.
+    /// How many listen in this process.
     #[must_use]
     pub fn subscribers(&self) -> usize {
-        self.subscribers.load(Ordering::Relaxed)
+        self.subscribers.load(Ordering::Relaxed).saturating_sub(self.forwarders.load(Ordering::Relaxed))
     }
 
     /// Follows what the filter says, from now on, until the subscription is dropped.
@@ -267,62 +324,105 @@ impl LiveHub {
     /// # Errors
     /// When there are too many subscribers.
     pub fn subscribe(self: &Arc<Self>, filter: LiveFilter) -> Result<LiveSubscription, TooManySubscribers> {
+        self.add(filter, false)
+    }
+
+    /// Follows for other processes what they want: gets what workers of this process publish, and nothing that came from
+    /// elsewhere.
+    ///
+    /// # Errors
+    /// When there are too many subscribers.
+    pub fn forward(self: &Arc<Self>, filter: LiveFilter) -> Result<LiveSubscription, TooManySubscribers> {
+        self.add(filter, true)
+    }
+
+    fn add(
+        self: &Arc<Self>,
+        filter: LiveFilter,
+        forwards: bool,
+    ) -> Result<LiveSubscription, TooManySubscribers> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let subscriber = Arc::new(Subscriber { id, filter, queue: Mutex::default(), wake: Notify::new() });
+        let subscriber = Arc::new(Subscriber { id, filter, forwards, mailbox: Arc::default() });
         let mut table = self.table.write();
         let subscribers_max = self.config.subscribers_max;
         if self.subscribers.load(Ordering::Relaxed) >= subscribers_max {
             return Err(TooManySubscribers { subscribers_max });
         }
         self.subscribers.fetch_add(1, Ordering::Relaxed);
+        self.forwarders.fetch_add(usize::from(forwards), Ordering::Relaxed);
         if self.closed.load(Ordering::Relaxed) {
-            subscriber.close();
+            subscriber.mailbox.close();
         }
         // Copies the table only while a worker holds it, which is for one block of events.
-        let changed = Arc::make_mut(&mut *table);
-        match subscriber.exact_devices() {
-            Some(devices) => {
-                for device in devices {
-                    changed.by_device.entry(device.into()).or_default().push(Arc::clone(&subscriber));
-                }
-            }
-            None => changed.by_pattern.push(Arc::clone(&subscriber)),
-        }
+        Arc::make_mut(&mut *table).insert(&subscriber);
         drop(table);
+        self.changed(&subscriber);
         Ok(LiveSubscription { hub: Arc::clone(self), subscriber })
     }
 
     fn remove(&self, subscriber: &Subscriber) {
         let mut table = self.table.write();
-        let changed = Arc::make_mut(&mut *table);
-        match subscriber.exact_devices() {
-            Some(devices) => {
-                for device in devices {
-                    if let Some(list) = changed.by_device.get_mut(device) {
-                        list.retain(|other| other.id != subscriber.id);
-                        if list.is_empty() {
-                            changed.by_device.remove(device);
-                        }
-                    }
-                }
-            }
-            None => changed.by_pattern.retain(|other| other.id != subscriber.id),
-        }
+        Arc::make_mut(&mut *table).remove(subscriber);
         self.subscribers.fetch_sub(1, Ordering::Relaxed);
+        self.forwarders.fetch_sub(usize::from(subscriber.forwards), Ordering::Relaxed);
+        drop(table);
+        self.changed(subscriber);
+    }
+
+    fn changed(&self, subscriber: &Subscriber) {
+        if !subscriber.forwards {
+            self.changes.send_modify(|changes| *changes = changes.wrapping_add(1));
+        }
+    }
+
+    /// Changes when subscribers of this process come or go.
+    #[must_use]
+    pub fn subscribe_changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// What the subscribers of this process want.
+    #[must_use]
+    pub fn filters(&self) -> Vec<LiveFilter> {
+        let table = Arc::clone(&self.table.read());
+        let mut own: Vec<_> = table.all().filter(|subscriber| !subscriber.forwards).collect();
+        own.sort_unstable_by_key(|subscriber| subscriber.id);
+        own.dedup_by_key(|subscriber| subscriber.id);
+        own.into_iter().map(|subscriber| subscriber.filter.clone()).collect()
+    }
+
+    /// Tells the subscribers of this process that so many readings, or events, did not come.
+    pub fn lag(&self, follow: Follow, count: u64) {
+        let table = Arc::clone(&self.table.read());
+        let mut own: Vec<_> = table.all().filter(|to| !to.forwards && to.filter.follow == follow).collect();
+        own.sort_unstable_by_key(|subscriber| subscriber.id);
+        own.dedup_by_key(|subscriber| subscriber.id);
+        own.into_iter().for_each(|subscriber| subscriber.mailbox.lag(count));
     }
 
     /// Starts gathering what subscribers want, or nothing if there are none.
     #[must_use]
     pub fn batch(&self) -> Option<LiveBatch> {
-        self.has_subscribers().then(|| LiveBatch {
+        self.has_subscribers().then(|| self.new_batch(false))
+    }
+
+    /// The same for what came from another process, which is not forwarded again.
+    #[must_use]
+    pub fn batch_from_elsewhere(&self) -> Option<LiveBatch> {
+        (self.subscribers() > 0).then(|| self.new_batch(true))
+    }
+
+    fn new_batch(&self, from_elsewhere: bool) -> LiveBatch {
+        LiveBatch {
             table: Arc::clone(&self.table.read()),
+            from_elsewhere,
             readings: Vec::new(),
             events: Vec::new(),
             outgoing: Vec::new(),
             outgoing_by_id: HashMap::new(),
             matched: Vec::new(),
             event_type: None,
-        })
+        }
     }
 
     /// Hands what was gathered to the subscribers. Never waits.
@@ -335,7 +435,7 @@ impl LiveHub {
                 Follow::Readings => LiveMessage::Readings(pick(&readings, &wanted)),
                 Follow::Events => LiveMessage::Events(pick(&events, &wanted)),
             };
-            subscriber.push(message, self.config.queue_bytes_max);
+            subscriber.mailbox.push(message, self.config.queue_bytes_max);
         }
     }
 
@@ -343,7 +443,7 @@ impl LiveHub {
     pub fn close(&self) {
         let table = self.table.write();
         self.closed.store(true, Ordering::Relaxed);
-        table.by_device.values().flatten().chain(&table.by_pattern).for_each(|subscriber| subscriber.close());
+        table.all().for_each(|subscriber| subscriber.mailbox.close());
     }
 }
 
@@ -360,6 +460,7 @@ fn pick<T: Clone>(all: &Arc<[T]>, wanted: &[u32]) -> Arc<[T]> {
 #[derive(Debug)]
 pub struct LiveBatch {
     table: Arc<Table>,
+    from_elsewhere: bool,
     readings: Vec<LiveReading>,
     events: Vec<LiveEvent>,
     outgoing: Vec<Outgoing>,
@@ -379,6 +480,11 @@ struct Outgoing {
 impl LiveBatch {
     /// Begins an event; says whether anybody may want its readings.
     pub(crate) fn begin(&mut self, event: &Event<'_>) -> bool {
+        self.begin_for(event, &[Follow::Readings, Follow::Events])
+    }
+
+    /// The same where only readings, or only the event, are known.
+    pub(crate) fn begin_for(&mut self, event: &Event<'_>, known: &[Follow]) -> bool {
         self.matched.clear();
         let mut pushed_event = false;
         let table = Arc::clone(&self.table);
@@ -388,7 +494,10 @@ impl LiveBatch {
             .iter()
             .filter(|subscriber| any_matches(&subscriber.filter.devices, event.device_id));
         for subscriber in exact.chain(by_pattern) {
-            if !any_matches(&subscriber.filter.types, event.event_type) {
+            if !any_matches(&subscriber.filter.types, event.event_type)
+                || !known.contains(&subscriber.filter.follow)
+                || self.from_elsewhere && subscriber.forwards
+            {
                 continue;
             }
             let at = self.outgoing_of(subscriber);
@@ -476,7 +585,7 @@ impl LiveSubscription {
     pub async fn recv(&mut self) -> Option<LiveMessage> {
         loop {
             {
-                let mut queue = self.subscriber.queue.lock();
+                let mut queue = self.subscriber.mailbox.queue.lock();
                 match std::mem::take(&mut queue.dropped) {
                     0 => {}
                     dropped => return Some(LiveMessage::Lagged(dropped)),
@@ -489,8 +598,21 @@ impl LiveSubscription {
                     return None;
                 }
             }
-            self.subscriber.wake.notified().await;
+            self.subscriber.mailbox.wake.notified().await;
         }
+    }
+
+    /// Follows something else from now on. What waits stays, and nothing that both filters want is lost or doubled.
+    pub fn refilter(&mut self, filter: LiveFilter) {
+        let Subscriber { id, forwards, ref mailbox, .. } = *self.subscriber;
+        let changed = Arc::new(Subscriber { id, filter, forwards, mailbox: Arc::clone(mailbox) });
+        let mut table = self.hub.table.write();
+        let edited = Arc::make_mut(&mut *table);
+        edited.remove(&self.subscriber);
+        edited.insert(&changed);
+        drop(table);
+        self.subscriber = changed;
+        self.hub.changed(&self.subscriber);
     }
 
     /// The filter it was made with.

@@ -12,6 +12,7 @@
 //!   no row of an earlier one.
 
 mod block;
+mod changes;
 mod devices;
 mod ingest;
 mod rows;
@@ -35,6 +36,7 @@ use self::block::Block;
 use self::devices::Devices;
 use self::rows::Rows;
 
+pub use self::changes::{DeviceState, MetricState};
 pub(crate) use self::devices::saved_schema;
 pub use self::devices::{devices_schema, snapshot_schema};
 
@@ -239,6 +241,7 @@ impl Shard {
             report.last_received_at = Some(event.received_at);
         }
         state.next_offset = state.next_offset.max(end);
+        state.devices.tell_changes();
         self.publish_bytes(&state);
         report
     }

@@ -6,12 +6,15 @@
 use std::fmt;
 use std::sync::Arc;
 
+use arrow::array::ArrayRef;
+use arrow::array::builder::{Float64Builder, Int64Builder, StringViewBuilder, TimestampMicrosecondBuilder};
+use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use catchment_types::{DEFAULT_REALM, partition_of};
 use thiserror::Error;
 
-use crate::shard::{DeviceSeen, DeviceSnapshot, Shard};
+use crate::shard::{DeviceSeen, DeviceSnapshot, Shard, devices_schema, snapshot_schema};
 
 /// Where the latest values are read. All methods may be called from any thread.
 #[async_trait]
@@ -142,6 +145,64 @@ impl Snapshot for ShardSnapshot {
             bytes: all.bytes + shard.snapshot_bytes as u64,
         }))
     }
+}
+
+/// Latest values as rows, by [`snapshot_schema`].
+#[must_use]
+pub fn latest_rows(snapshots: &[DeviceSnapshot]) -> RecordBatch {
+    let [mut ids, mut names, mut texts] = std::array::from_fn(|_| StringViewBuilder::new());
+    let [mut times, mut received] = std::array::from_fn(|_| time_builder());
+    let mut values = Float64Builder::new();
+    for snapshot in snapshots {
+        for metric in &snapshot.metrics {
+            ids.append_value(&snapshot.device_id);
+            names.append_value(&metric.metric);
+            times.append_value(metric.timestamp.as_micros());
+            values.append_option(metric.value.as_value().number());
+            texts.append_option(metric.value.as_value().text());
+            received.append_value(metric.received_at.as_micros());
+        }
+    }
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(ids.finish()),
+        Arc::new(names.finish()),
+        Arc::new(times.finish()),
+        Arc::new(values.finish()),
+        Arc::new(texts.finish()),
+        Arc::new(received.finish()),
+    ];
+    batch(snapshot_schema(), columns)
+}
+
+/// Devices as rows, by [`devices_schema`].
+#[must_use]
+pub fn device_rows(devices: &[DeviceSeen]) -> RecordBatch {
+    let mut ids = StringViewBuilder::new();
+    let [mut first, mut last] = std::array::from_fn(|_| time_builder());
+    let [mut events, mut metrics] = std::array::from_fn(|_| Int64Builder::new());
+    for device in devices {
+        ids.append_value(&device.device_id);
+        first.append_value(device.first_seen.as_micros());
+        last.append_value(device.last_seen.as_micros());
+        events.append_value(device.events.cast_signed());
+        metrics.append_value(device.metrics.cast_signed());
+    }
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(ids.finish()),
+        Arc::new(first.finish()),
+        Arc::new(last.finish()),
+        Arc::new(events.finish()),
+        Arc::new(metrics.finish()),
+    ];
+    batch(devices_schema(), columns)
+}
+
+fn time_builder() -> TimestampMicrosecondBuilder {
+    TimestampMicrosecondBuilder::new().with_timezone("UTC")
+}
+
+fn batch(schema: SchemaRef, columns: Vec<ArrayRef>) -> RecordBatch {
+    RecordBatch::try_new(schema, columns).expect("the columns are those of the schema")
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
 use super::Addresses;
+use super::snapshot::Trouble;
 use crate::engines::{Engine, Seam};
 
 /// A partition that is further behind than this after a start is not ready to answer.
@@ -33,6 +34,7 @@ pub(super) struct RunningPlatform {
     processed: Option<watch::Receiver<Processed>>,
     trouble: Option<Arc<dyn Fn() -> Vec<String> + Send + Sync>>,
     gateway: GatewayFigures,
+    snapshot: Option<Trouble>,
 }
 
 impl RunningPlatform {
@@ -63,7 +65,13 @@ impl RunningPlatform {
             processed: distributor.map(Distributor::processed),
             trouble: distributor.map(Distributor::trouble),
             gateway: GatewayFigures::new(gateway),
+            snapshot: None,
         }
+    }
+
+    /// With what the snapshot's engine says of itself.
+    pub(super) fn with_snapshot(self, snapshot: Trouble) -> Self {
+        Self { snapshot: Some(snapshot), ..self }
     }
 
     /// Those that are worked on here.
@@ -129,6 +137,7 @@ impl Platform for RunningPlatform {
         reasons.extend(self.log.trouble().map(|trouble| format!("the event log does not answer: {trouble}")));
         reasons.extend(self.trouble.iter().flat_map(|trouble| trouble()));
         reasons.extend(self.failing());
+        reasons.extend(self.snapshot.as_ref().and_then(Trouble::tell));
         reasons
     }
 }

@@ -252,6 +252,7 @@ impl Setup {
             log: Arc::clone(&self.log) as Arc<dyn EventLog>,
             group: Arc::clone(&self.group) as Arc<dyn ConsumerGroup>,
             history: Arc::clone(&self.history) as Arc<dyn History>,
+            follower: None,
             shards: self.shards.clone(),
             decoders: Arc::clone(&self.decoders),
             live: Arc::clone(&self.live),

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use axum::response::Response;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use catchment_store::live::LiveValue;
@@ -18,6 +19,7 @@ use datafusion::common::ScalarValue;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use super::answers;
 use super::query::{Query, Row};
 use crate::ServeState;
 use crate::auth::Reader;
@@ -72,6 +74,16 @@ pub(super) struct Range {
     r#type: Option<String>,
     /// Device, for rejects.
     device: Option<String>,
+}
+
+impl Range {
+    /// What an answer depends on, but for the data; nothing if it depends on the time of day, too.
+    fn question(&self, what: &str, device_id: &str) -> Option<String> {
+        let is_fixed = |time: &Option<String>| {
+            time.as_ref().is_none_or(|text| text.trim() != "now" && !text.trim_start().starts_with('-'))
+        };
+        (is_fixed(&self.from) && is_fixed(&self.to)).then(|| format!("{what} {device_id:?} {self:?}"))
+    }
 }
 
 /// The last row given: its time in microseconds, and how many rows of that time were given.
@@ -273,24 +285,36 @@ pub(super) async fn history(
     reader: Reader,
     extract::Path(device_id): extract::Path<String>,
     extract::Query(range): extract::Query<Range>,
-) -> Result<Json<Readings>, Problem> {
+) -> Result<Response, Problem> {
     check_device_id(&device_id)?;
+    let question = range.question("history", &device_id);
+    let question = question.as_ref().map(|question| [question.as_bytes()]);
+    let make = history_of(&state, &reader, device_id, &range);
+    answers::answer(&state, question.as_ref().map(|parts| &parts[..]), make).await
+}
+
+async fn history_of(
+    state: &ServeState,
+    reader: &Reader,
+    device_id: String,
+    range: &Range,
+) -> Result<Readings, Problem> {
     let select =
         "SELECT timestamp, metric_name, metric_value, text_value FROM raw_metrics WHERE true".to_owned();
-    let mut page = Page::new(select, &range, Order::Desc)?;
+    let mut page = Page::new(select, range, Order::Desc)?;
     page.equals("device_id", Some(&device_id));
-    page.metric(&range);
-    page.between("timestamp", &range, 1)?;
+    page.metric(range);
+    page.between("timestamp", range, 1)?;
     page.after("timestamp");
     let (rows, next_cursor) =
-        page.run(&state, &reader, "timestamp", "metric_name, log_offset, metric_value, text_value").await?;
+        page.run(state, reader, "timestamp", "metric_name, log_offset, metric_value, text_value").await?;
     let readings = rows.iter().map(|row| Reading {
         timestamp: rfc3339(row.time("timestamp")),
         metric: row.text("metric_name").unwrap_or_default().to_owned(),
         value: row.number("metric_value"),
         text: row.text("text_value").map(str::to_owned),
     });
-    Ok(Json(Readings { device_id, readings: readings.collect(), next_cursor }))
+    Ok(Readings { device_id, readings: readings.collect(), next_cursor })
 }
 
 /// What a metric was in one bucket of time.
@@ -325,8 +349,20 @@ pub(super) async fn aggregates(
     reader: Reader,
     extract::Path(device_id): extract::Path<String>,
     extract::Query(range): extract::Query<Range>,
-) -> Result<Json<Aggregates>, Problem> {
+) -> Result<Response, Problem> {
     check_device_id(&device_id)?;
+    let question = range.question("aggregates", &device_id);
+    let question = question.as_ref().map(|question| [question.as_bytes()]);
+    let make = aggregates_of(&state, &reader, device_id, &range);
+    answers::answer(&state, question.as_ref().map(|parts| &parts[..]), make).await
+}
+
+async fn aggregates_of(
+    state: &ServeState,
+    reader: &Reader,
+    device_id: String,
+    range: &Range,
+) -> Result<Aggregates, Problem> {
     let seconds = bucket(range.bucket.as_deref().unwrap_or("1m"))?.as_secs();
     let binned = format!("date_bin(INTERVAL '{seconds} seconds', time_bucket)");
     let select = format!(
@@ -334,15 +370,15 @@ pub(super) async fn aggregates(
          max(max_value) AS max_value, sum(count) AS count FROM {} WHERE true",
         TableId::MetricRollups.name()
     );
-    let mut page = Page::new(select, &range, Order::Asc)?;
+    let mut page = Page::new(select, range, Order::Asc)?;
     page.equals("device_id", Some(&device_id));
-    page.metric(&range);
+    page.metric(range);
     let micros = i64::try_from(seconds).unwrap_or(i64::MAX / Timestamp::SECOND) * Timestamp::SECOND;
-    page.between("time_bucket", &range, micros)?;
+    page.between("time_bucket", range, micros)?;
     page.after(&binned);
     // Writing to a String cannot fail.
     let _ = write!(page.query.sql, " GROUP BY {binned}, metric_name");
-    let (rows, next_cursor) = page.run(&state, &reader, "bucket", "metric_name").await?;
+    let (rows, next_cursor) = page.run(state, reader, "bucket", "metric_name").await?;
     let aggregates = rows.iter().map(|row| Aggregate {
         timestamp: rfc3339(row.time("bucket")),
         metric: row.text("metric_name").unwrap_or_default().to_owned(),
@@ -351,7 +387,7 @@ pub(super) async fn aggregates(
         max: row.number("max_value"),
         count: row.integer("count").unwrap_or_default(),
     });
-    Ok(Json(Aggregates { device_id, bucket_seconds: seconds, aggregates: aggregates.collect(), next_cursor }))
+    Ok(Aggregates { device_id, bucket_seconds: seconds, aggregates: aggregates.collect(), next_cursor })
 }
 
 /// Whether a payload stands as it is or in base64.

@@ -15,13 +15,14 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use utoipa::ToSchema;
 
+use super::answers::{CACHE_STATUS, Found, Keep};
 use crate::ServeState;
 use crate::access::{Refusal, must_go};
 use crate::answer::{Column, Encoder, Format};
 use crate::auth::{Admin, Reader};
 use crate::extract;
 use crate::problem::Problem;
-use crate::sql::{QueryOptions, QueryStream, RunningQuery, SqlError, SqlErrorKind};
+use crate::sql::{QueryOptions, QueryStream, RunningQuery, SqlError, SqlErrorKind, parse};
 
 /// Rows of a JSON answer that names no limit: it is for people and small programs; the other formats stream everything.
 const JSON_ROWS_DEFAULT: u64 = 10_000;
@@ -114,11 +115,30 @@ pub(super) async fn run_sql(
         user: guest.name().to_owned(),
     };
     let started = Instant::now();
+    let statement = match request.dialect.or(params.dialect).unwrap_or_default() {
+        Dialect::Postgresql => Some(parse(&request.query)?),
+        Dialect::Clickhouse => None,
+    };
+    let limit = options.limit_rows.map_or_else(String::new, |limit| limit.to_string());
+    let question = [b"sql", request.query.as_bytes(), format.content_type().as_bytes(), limit.as_bytes()];
+    let is_cacheable = state.answers.is_some()
+        && statement.as_ref().is_some_and(|statement| state.sql.is_cacheable(statement));
+    let found = Found::look_up(&state, is_cacheable.then_some(&question[..])).await;
+    if let Found::Hit(answer) = &found {
+        let mut response = Body::from(answer.clone()).into_response();
+        let content_type = header::HeaderValue::from_static(format.content_type());
+        response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+        response.headers_mut().extend(found.status().map(|status| (CACHE_STATUS, status)));
+        return Ok(response);
+    }
     let mut withdrawn: Withdrawn = Box::pin(must_go(Arc::clone(&state.access), guest));
     let open = async {
-        let mut stream = match request.dialect.or(params.dialect).unwrap_or_default() {
-            Dialect::Postgresql => state.sql.query(&request.query, options).await?,
-            Dialect::Clickhouse => {
+        let mut stream = match statement {
+            Some(statement) => {
+                let session = state.sql.session();
+                state.sql.query_statement(&session, statement, &request.query, options).await?
+            }
+            None => {
                 let history = Arc::clone(&state.history);
                 state.sql.query_natively(history, "clickhouse", &request.query, options).await?
             }
@@ -135,7 +155,12 @@ pub(super) async fn run_sql(
     let id = stream.id();
 
     let (sender, mut receiver) = mpsc::channel(PIECES_AHEAD);
-    let writer = Writer { encoder, stream, sender, started };
+    let status = found.status();
+    let keeping = match found {
+        Found::Miss(keep) => Some(Keeping { keep, answer: Vec::new() }),
+        Found::Off | Found::Bypass | Found::Hit(_) => None,
+    };
+    let writer = Writer { encoder, stream, sender, started, keeping };
     state.sql.spawn(writer.run(first, withdrawn));
     // May be polled after its end, as compression does.
     let body = Body::from_stream(futures::stream::poll_fn(move |cx| receiver.poll_recv(cx)));
@@ -143,6 +168,7 @@ pub(super) async fn run_sql(
     let content_type = header::HeaderValue::from_static(format.content_type());
     response.headers_mut().insert(header::CONTENT_TYPE, content_type);
     response.headers_mut().insert("x-query-id", header::HeaderValue::from(id));
+    response.headers_mut().extend(status.map(|status| (CACHE_STATUS, status)));
     Ok(response)
 }
 
@@ -187,6 +213,21 @@ struct Writer {
     stream: QueryStream,
     sender: mpsc::Sender<Result<Bytes, Problem>>,
     started: Instant,
+    keeping: Option<Keeping>,
+}
+
+/// An answer that is to be kept, as far as it is written.
+struct Keeping {
+    keep: Keep,
+    answer: Vec<u8>,
+}
+
+impl Keeping {
+    /// Takes a piece; nothing is left when it becomes too large.
+    fn take(mut self, piece: &[u8]) -> Option<Self> {
+        self.answer.extend_from_slice(piece);
+        (self.answer.len() <= self.keep.bytes_max()).then_some(self)
+    }
 }
 
 impl Writer {
@@ -195,7 +236,12 @@ impl Writer {
             written = self.write(first) => written,
             refusal = withdrawn => Err(refusal.into()),
         };
-        let Err(problem) = written else { return };
+        let Err(problem) = written else {
+            if let Some(Keeping { keep, answer }) = &self.keeping {
+                keep.keep(answer).await;
+            }
+            return;
+        };
         let last = self.encoder.failed(&problem);
         if let Some(last) = last {
             // Nobody may be there to read it.
@@ -221,10 +267,11 @@ impl Writer {
         self.send(tail).await
     }
 
-    async fn send(&self, piece: Vec<u8>) -> Result<(), Problem> {
+    async fn send(&mut self, piece: Vec<u8>) -> Result<(), Problem> {
         if piece.is_empty() {
             return Ok(());
         }
+        self.keeping = self.keeping.take().and_then(|keeping| keeping.take(&piece));
         let gone = |_| SqlError::new(SqlErrorKind::Cancelled, "the client went away").into();
         self.sender.send(Ok(piece.into())).await.map_err(gone)
     }

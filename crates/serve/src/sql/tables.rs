@@ -7,16 +7,15 @@ use std::fmt;
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, BooleanBuilder, Float64Builder, Int64Builder, StringViewBuilder,
-    TimestampMicrosecondBuilder,
+    Array, ArrayRef, AsArray, BooleanBuilder, Int64Builder, StringViewBuilder, TimestampMicrosecondBuilder,
 };
 use arrow::datatypes::{DataType, Field, Int64Type, Schema, SchemaRef, TimestampMicrosecondType};
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use catchment_store::history::{AGGREGATED_METRICS, History};
 use catchment_store::registry::{DeviceRecord, Registry};
-use catchment_store::shard::{DeviceSnapshot, snapshot_schema};
-use catchment_store::snapshot::{Snapshot, SnapshotError};
+use catchment_store::shard::snapshot_schema;
+use catchment_store::snapshot::{Snapshot, SnapshotError, latest_rows};
 use catchment_store::tables::{TableId, timestamp_type};
 use datafusion::catalog::{SchemaProvider, Session, TableProvider};
 use datafusion::common::{DataFusionError, Result, ScalarValue};
@@ -26,8 +25,8 @@ use datafusion::physical_plan::ExecutionPlan;
 
 /// Registered devices read from the registry at once.
 const REGISTRY_PAGE: u32 = 10_000;
-const SNAPSHOT: &str = "snapshot";
-const DEVICES: &str = "devices";
+pub(super) const SNAPSHOT: &str = "snapshot";
+pub(super) const DEVICES: &str = "devices";
 
 /// The schema `main`. Read-only: nothing can be registered in it.
 pub struct RealmTables {
@@ -146,7 +145,7 @@ impl TableProvider for MemoryTable {
         let partitions = match (self.kind, device) {
             (Kind::Snapshot, Some(device)) => {
                 let snapshot = self.snapshot.latest(device).await.map_err(unavailable)?;
-                vec![snapshot.map(|snapshot| snapshot_rows(&snapshot)).transpose()?.into_iter().collect()]
+                vec![vec![latest_rows(snapshot.as_slice())]]
             }
             (Kind::Snapshot, None) => {
                 let mut partitions: Vec<_> = self
@@ -184,41 +183,6 @@ fn wanted_device(filter: &Expr) -> Option<&str> {
         }
         _ => None,
     }
-}
-
-fn snapshot_rows(snapshot: &DeviceSnapshot) -> Result<RecordBatch> {
-    let mut device_id = StringViewBuilder::new();
-    let mut metric_name = StringViewBuilder::new();
-    let mut timestamp = time_builder();
-    let mut metric_value = Float64Builder::new();
-    let mut text_value = StringViewBuilder::new();
-    let mut received_at = time_builder();
-    for metric in &snapshot.metrics {
-        device_id.append_value(&snapshot.device_id);
-        metric_name.append_value(&metric.metric);
-        timestamp.append_value(metric.timestamp.as_micros());
-        metric_value.append_option(metric.value.as_value().number());
-        text_value.append_option(metric.value.as_value().text());
-        received_at.append_value(metric.received_at.as_micros());
-    }
-    let columns: [(&str, ArrayRef); 6] = [
-        ("device_id", Arc::new(device_id.finish())),
-        ("metric_name", Arc::new(metric_name.finish())),
-        ("timestamp", Arc::new(timestamp.finish())),
-        ("metric_value", Arc::new(metric_value.finish())),
-        ("text_value", Arc::new(text_value.finish())),
-        ("received_at", Arc::new(received_at.finish())),
-    ];
-    // By name, so that the order of columns is the shard's business alone.
-    let schema = snapshot_schema();
-    let by_name = |field: &Arc<Field>| {
-        let found = columns.iter().find(|(name, _)| name == field.name());
-        found
-            .map(|(_, column)| Arc::clone(column))
-            .ok_or_else(|| DataFusionError::Internal(format!("the snapshot has no column {}", field.name())))
-    };
-    let columns = schema.fields().iter().map(by_name).collect::<Result<Vec<_>>>()?;
-    Ok(RecordBatch::try_new(schema, columns)?)
 }
 
 fn time_builder() -> TimestampMicrosecondBuilder {

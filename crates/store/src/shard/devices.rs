@@ -13,6 +13,7 @@ use arrow::record_batch::RecordBatch;
 use catchment_types::{Offset, Timestamp, Value};
 use foldhash::fast::RandomState;
 
+use super::changes::{Changes, DeviceState, MetricState};
 use super::rows::{Rollup, Rows, batch, rollup_batch};
 use super::{DeviceSeen, DeviceSnapshot, MetricSnapshot, ShardConfig};
 use crate::live::LiveValue;
@@ -59,7 +60,7 @@ pub fn devices_schema() -> SchemaRef {
 /// The devices of a partition, in the order in which they were first seen.
 #[derive(Debug, Default)]
 pub(super) struct Devices {
-    list: Vec<Device>,
+    pub(super) list: Vec<Device>,
     by_id: HashMap<Arc<str>, u32, RandomState>,
     by_order: BTreeMap<Arc<str>, u32>,
     /// Metric names, once for all devices.
@@ -68,6 +69,8 @@ pub(super) struct Devices {
     open: Vec<u32>,
     metrics: usize,
     bytes: usize,
+    /// Marks of devices that changed, if anybody follows.
+    pub(super) changes: Option<Changes>,
 }
 
 #[derive(Debug)]
@@ -83,6 +86,10 @@ pub(super) struct Device {
     /// Where the next reading's slot is if metrics come in the same order as in the last event.
     expected: usize,
     is_open: bool,
+    /// Whether it is marked as changed.
+    pub(super) is_marked: bool,
+    /// Values of events below this offset were told to who follows changes.
+    pub(super) told_to: Offset,
 }
 
 /// One metric of one device.
@@ -100,6 +107,16 @@ pub(super) struct Slot {
 /// Which device, by its place in the list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct DeviceAt(u32);
+
+impl DeviceAt {
+    pub(super) fn new(index: usize) -> Option<Self> {
+        u32::try_from(index).ok().map(Self)
+    }
+
+    pub(super) fn index(self) -> usize {
+        self.0 as usize
+    }
+}
 
 /// Which slot of the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,6 +171,8 @@ impl Devices {
             by_name: HashMap::default(),
             expected: 0,
             is_open: false,
+            is_marked: false,
+            told_to: 0,
         });
         self.bytes += bytes;
         Ok(DeviceAt(at))
@@ -414,6 +433,27 @@ impl Device {
     /// Notes that an event begins: its first metric is expected to be the first.
     pub(super) fn begin_event(&mut self) {
         self.expected = 0;
+    }
+
+    /// What is known of it, with those metrics whose value came with an event from `from` on. `next`: the offset after the last
+    /// event that was taken.
+    pub(super) fn state(&self, from: Offset, next: Offset) -> DeviceState {
+        let changed = self.slots.iter().filter(|slot| slot.offset >= from);
+        let metric = |slot: &Slot| MetricState {
+            metric: Arc::clone(&slot.name),
+            timestamp: slot.timestamp,
+            received_at: slot.received_at,
+            offset: slot.offset,
+            value: slot.value.clone(),
+        };
+        DeviceState {
+            device_id: Arc::clone(&self.id),
+            first_seen: self.first_seen,
+            last_seen: self.last_seen,
+            events: self.events,
+            counted_to: next.max(self.counted_to),
+            metrics: changed.map(metric).collect(),
+        }
     }
 
     fn open_rollups(&self) -> impl Iterator<Item = (&str, &str, &Rollup)> {

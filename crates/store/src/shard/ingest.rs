@@ -28,6 +28,7 @@ impl State {
         let needs_event = self.needs(TableId::RawEvents, offset);
         let device = self.devices.find_or_add(&self.config, event.device_id, event.received_at).ok();
         if let Some(device) = device {
+            self.devices.mark(device);
             let device = self.devices.device_mut(device);
             device.see(event.received_at);
             device.begin_event();

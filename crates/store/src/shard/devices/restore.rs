@@ -147,7 +147,7 @@ impl Devices {
         }
     }
 
-    fn restore_value(
+    pub(in crate::shard) fn restore_value(
         &mut self,
         config: &ShardConfig,
         device: super::DeviceAt,
