@@ -20,6 +20,13 @@ pub struct ClickHouseError {
     pub trouble: Trouble,
 }
 
+impl ClickHouseError {
+    /// Whether it is not known what came of a request, for want of an answer in time.
+    pub(super) fn is_silence(&self) -> bool {
+        matches!(self.trouble, Trouble::Silent(_))
+    }
+}
+
 impl fmt::Display for ClickHouseError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ClickHouse at {}: {}", self.place, self.trouble)
@@ -45,6 +52,9 @@ pub enum Trouble {
         /// Why.
         message: String,
     },
+    /// A header cannot have it.
+    #[error("the {0} has a line break or another character that cannot be sent")]
+    Unsendable(&'static str),
     /// The file of the CA, or TLS itself.
     #[error("TLS cannot be set up: {0}")]
     Tls(String),
