@@ -96,7 +96,8 @@ def on_clickhouse(new_server, clickhouse, name="platform", config=PARTITIONS, us
 # The same answers.
 
 MINUTE = 60_000
-TEXTS = ["", "a", "it's", 'quo"te', "back\\slash", "%", "_", "50%_\\", "é", "日本", "🚀 go", "tab\there", "line\nbreak", "Z", "z", "a\u0000b"]
+TEXTS = ["", "a", "it's", 'quo"te', "back\\slash", "%", "_", "50%_\\", "é", "日本", "🚀 go"]
+TEXTS += ["tab\there", "line\nbreak", "Z", "z", "a\u0000b"]
 NUMBERS = [0, -0.0, 1, -1, 1.5, -2.25, 1e300, -1e300, 5e-324, 2**53, 0.1, 123456789]
 
 
