@@ -137,7 +137,7 @@ fn check(explained: &str, database: &str) -> Result<(), NativeError> {
 
 impl From<ClickHouseError> for NativeError {
     fn from(error: ClickHouseError) -> Self {
-        Self::Engine(Box::new(error))
+        Self::Engine(error.into())
     }
 }
 
