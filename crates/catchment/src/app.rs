@@ -14,6 +14,7 @@ mod metrics;
 mod places;
 mod platform;
 mod snapshot;
+mod sources;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -244,6 +245,11 @@ impl App {
             log: Arc::clone(&log),
             engine: engine.name(),
         }));
+        let closing = CancellationToken::new();
+        let mut servers = JoinSet::new();
+        if settings.has_role(ProcessRole::Gateway) {
+            sources::start(&settings, &log, &mut metrics, &closing, &mut servers)?;
+        }
 
         let platform = RunningPlatform::new(
             &engines,
@@ -277,8 +283,6 @@ impl App {
             router = router.merge(gateway.router());
         }
 
-        let closing = CancellationToken::new();
-        let mut servers = JoinSet::new();
         let bridges = settings.all_bridges();
         let has_bridges = !bridges.is_empty() || folder::read_instance(folder.path())?.is_some();
         if has_bridges && settings.has_role(ProcessRole::Gateway) {
@@ -363,6 +367,7 @@ impl App {
         }
         let bridges = self.settings.all_bridges();
         lines.extend(bridges.iter().map(|bridge| ("bridge", format!("{} ({})", bridge.url, bridge.name))));
+        lines.extend(self.settings.kafka_sources().map(|source| ("source", source.to_string())));
         lines.push(("data", self.folder.path().display().to_string()));
         let seams = self.engines.iter().filter(|(_, engine)| *engine != Engine::Off);
         lines.extend(seams.map(|(seam, engine)| (seam.name(), engine.to_string())));

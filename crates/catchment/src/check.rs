@@ -62,6 +62,8 @@ pub(crate) fn check<E: std::error::Error + Send + Sync + 'static>(
     findings.extend(settings.all_listeners().iter().map(listener));
     findings.extend(tls::findings(&settings.tls));
     findings.extend(bridges::findings(&settings));
+    #[cfg(feature = "kafka")]
+    findings.extend(settings.kafka_sources().map(kafka::source));
     findings.push(access(&settings));
     findings.extend(data_folder(&settings));
     let rows: Vec<Vec<String>> = findings

@@ -43,6 +43,7 @@ pub(crate) enum Command {
   catchment serve
   catchment serve --data /var/lib/catchment --http 0.0.0.0:8080 --mqtt 0.0.0.0:1883
   catchment serve --source 'mqtt://broker.example/city/#'
+  catchment serve --source 'kafka://broker.example:9092/demo?type=quote&device=name'
   CATCHMENT_HISTORY__FLUSH_INTERVAL_MS=10000 catchment serve --config /etc/catchment.toml
 
 Settings come from, the later the stronger: built-in defaults, catchment.toml (--config, or in the working
@@ -161,8 +162,9 @@ pub(crate) struct ServeArgs {
     /// Where the PostgreSQL protocol listens [default: 127.0.0.1:5433].
     #[arg(long, value_name = "ADDR:PORT", help_heading = "Listeners")]
     pub(crate) pg: Option<SocketAddr>,
-    /// Another broker to take messages from: mqtt://USER:PASSWORD@HOST:PORT/FILTER, mqtts:// with TLS; may be repeated. The
-    /// list of processes shows it: passwords are better kept in CATCHMENT_SOURCES or in the settings.
+    /// Another broker to take messages from: mqtt://USER:PASSWORD@HOST:PORT/FILTER, mqtts:// with TLS; or a topic of Kafka:
+    /// kafka://HOST:PORT/TOPIC?type=TYPE&device=FIELD; may be repeated. The list of processes shows it: passwords are better
+    /// kept in CATCHMENT_SOURCES or in the settings.
     #[arg(long = "source", value_name = "URL", help_heading = "Bridges")]
     pub(crate) sources: Vec<String>,
     /// Engine of the event log: kafka://HOST:PORT/TOPIC, or file:PATH [default: embedded].

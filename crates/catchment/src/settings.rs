@@ -7,14 +7,16 @@
 mod budget;
 mod layers;
 mod roles;
+mod sources;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use catchment_eventlog::embedded::LogConfig;
+use catchment_eventlog::kafka::source::SourceTarget;
 use catchment_gateway::GatewayConfig;
-use catchment_gateway::bridge::{self, Address, BridgeConfig};
+use catchment_gateway::bridge::{self, BridgeConfig};
 use catchment_gateway::transport::{ListenerConfig, NetworkConfig, Protocol, TlsConfig};
 use catchment_serve::ServeConfig;
 use catchment_serve::pg::PgConfig;
@@ -28,6 +30,7 @@ use crate::logging::LogFormat;
 pub(crate) use self::budget::MEMORY_BYTES_MIN;
 pub(crate) use self::layers::{Overrides, load};
 pub(crate) use self::roles::ProcessRole;
+pub(crate) use self::sources::Source;
 
 /// Everything that can be chosen.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -66,9 +69,9 @@ pub(crate) struct Settings {
     pub(crate) network: NetworkConfig,
     /// Further listeners, or those that need more than an address.
     pub(crate) listeners: Vec<ListenerConfig>,
-    /// Other brokers whose messages are taken in: addresses with a filter.
-    #[serde(deserialize_with = "bridge::sources", skip_serializing_if = "Vec::is_empty")]
-    pub(crate) sources: Vec<Address>,
+    /// Whose messages are taken in: other brokers, by address and filter, and topics of Kafka.
+    #[serde(deserialize_with = "sources::sources", skip_serializing_if = "Vec::is_empty")]
+    pub(crate) sources: Vec<Source>,
     /// Other brokers, with everything that can be said about them.
     #[serde(deserialize_with = "bridge::bridges", skip_serializing_if = "Vec::is_empty")]
     pub(crate) bridges: Vec<BridgeConfig>,
@@ -142,8 +145,19 @@ impl Settings {
 
     /// All bridges: those of sources, then the others.
     pub(crate) fn all_bridges(&self) -> Vec<BridgeConfig> {
-        let of_sources = self.sources.iter().cloned().map(BridgeConfig::of_source);
-        of_sources.chain(self.bridges.iter().cloned()).collect()
+        let brokers = self.sources.iter().filter_map(|source| match source {
+            Source::Broker(address) => Some(address.clone()),
+            Source::Kafka(_) => None,
+        });
+        brokers.map(BridgeConfig::of_source).chain(self.bridges.iter().cloned()).collect()
+    }
+
+    /// The topics of Kafka among the sources.
+    pub(crate) fn kafka_sources(&self) -> impl Iterator<Item = &SourceTarget> {
+        self.sources.iter().filter_map(|source| match source {
+            Source::Kafka(target) => Some(&**target),
+            Source::Broker(_) => None,
+        })
     }
 
     /// Whether only this machine can reach us. A balancer that speaks for others makes them reach us, wherever it is.

@@ -29,6 +29,7 @@ mod producer;
 mod readings;
 #[cfg(feature = "kafka")]
 mod record;
+pub mod source;
 #[cfg(feature = "kafka")]
 mod topic;
 #[cfg(feature = "kafka")]

@@ -30,6 +30,7 @@ pub use config::{
     ConfigError, GatewayConfig, HttpConfig, MqttConfig, OverLimit, UnroutedAction, UnroutedConfig,
 };
 pub use gateway::{Gateway, NotATopic, OpenError};
+pub use marks::SourceMarks;
 pub use metrics::GatewayMetrics;
 pub use mqtt::{KeepError, QoS, SessionStore};
 pub use route::{BadRoute, RouteRule, RouteStore, RouteStoreError};

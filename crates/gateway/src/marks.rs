@@ -29,6 +29,16 @@
 //! | 45 | hash of the bridge's session |
 //! | 16 | packet identifier |
 //! | 64 | fingerprint of topic and payload |
+//!
+//! Of a record of another system's log, which a source takes in:
+//!
+//! | bits | what |
+//! | --- | --- |
+//! | 4 | 0001 |
+//! | 44 | hash of the source |
+//! | 16 | partition there |
+//! | 40 | offset there, its lower bits |
+//! | 24 | fingerprint, its lower bits: a topic that is made anew counts its offsets anew |
 
 use std::time::Duration;
 
@@ -43,6 +53,13 @@ const OF_WHOLE: u128 = 1 << 127;
 const OF_LINES: u128 = 1 << 126;
 const IS_LAST: u128 = 1 << 125;
 const OF_BRIDGE: u128 = 1 << 125;
+const OF_RECORD: u128 = 1 << 124;
+/// Bits of the hash of a source.
+const SOURCE_BITS: u64 = (1 << 44) - 1;
+/// Bits of a record's offset.
+const OFFSET_BITS: u64 = (1 << 40) - 1;
+/// Bits of a record's fingerprint.
+const FINGERPRINT_BITS: u32 = (1 << 24) - 1;
 /// Bits of the hash of a bridge's session.
 pub(crate) const LINK_BITS: u64 = (1 << 45) - 1;
 /// The bits of a key that all marks have.
@@ -73,6 +90,17 @@ pub(crate) enum Mark {
         packet_id: u16,
         /// Of topic and payload.
         fingerprint: u64,
+    },
+    /// A record that a source took in.
+    Record {
+        /// Hash of the source.
+        source: u64,
+        /// Its partition there.
+        partition: u16,
+        /// Lower bits of its offset there.
+        offset: u64,
+        /// Lower bits of a fingerprint of its content.
+        fingerprint: u32,
     },
 }
 
@@ -108,6 +136,13 @@ impl Mark {
                     | u128::from(packet_id) << 64
                     | u128::from(fingerprint)
             }
+            Self::Record { source, partition, offset, fingerprint } => {
+                OF_RECORD
+                    | u128::from(source & SOURCE_BITS) << 80
+                    | u128::from(partition) << 64
+                    | u128::from(offset & OFFSET_BITS) << 24
+                    | u128::from(fingerprint & FINGERPRINT_BITS)
+            }
         }
     }
 
@@ -122,8 +157,48 @@ impl Mark {
                 Upto { events: (mark >> 32) as u32, prefix: mark as u32, is_last: mark & IS_LAST != 0 };
             return Some(Self::Line { key, upto });
         }
-        let (link, packet_id) = ((mark >> 80) as u64 & LINK_BITS, (mark >> 64) as u16);
-        (mark & OF_BRIDGE != 0).then_some(Self::Bridged { link, packet_id, fingerprint: mark as u64 })
+        let (whose, number, rest) = ((mark >> 80) as u64, (mark >> 64) as u16, mark as u64);
+        if mark & OF_BRIDGE != 0 {
+            return Some(Self::Bridged { link: whose & LINK_BITS, packet_id: number, fingerprint: rest });
+        }
+        (mark & OF_RECORD != 0).then_some(Self::Record {
+            source: whose & SOURCE_BITS,
+            partition: number,
+            offset: rest >> 24,
+            fingerprint: rest as u32 & FINGERPRINT_BITS,
+        })
+    }
+}
+
+/// Marks of the records of one source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SourceMarks {
+    source: u64,
+}
+
+impl SourceMarks {
+    /// Of a source that is known by this name wherever and whenever it is read.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        Self { source: hash(&[name.as_bytes()]) & SOURCE_BITS }
+    }
+
+    /// The mark of a record; 0, which is none, where its partition has a number of more than 16 bits.
+    #[must_use]
+    pub fn mark(self, partition: u32, offset: u64, fingerprint: u32) -> u128 {
+        let mark = |partition| Mark::Record { source: self.source, partition, offset, fingerprint }.encode();
+        u16::try_from(partition).map_or(0, mark)
+    }
+
+    /// Partition and offset (its lower 40 bits) of the record that a mark is of, if it is of this source.
+    #[must_use]
+    pub fn record(self, mark: u128) -> Option<(u32, u64)> {
+        match Mark::decode(mark)? {
+            Mark::Record { source, partition, offset, .. } if source == self.source => {
+                Some((partition.into(), offset))
+            }
+            _ => None,
+        }
     }
 }
 
@@ -183,10 +258,21 @@ mod tests {
             Mark::Line { key, upto: upto(true) },
             Mark::Bridged { link: LINK_BITS, packet_id: 65_535, fingerprint: u64::MAX },
             Mark::Bridged { link: 0, packet_id: 1, fingerprint: 0 },
+            Mark::Record {
+                source: SOURCE_BITS,
+                partition: 65_535,
+                offset: OFFSET_BITS,
+                fingerprint: FINGERPRINT_BITS,
+            },
         ] {
             assert_eq!(Mark::decode(mark.encode()), Some(mark));
         }
         assert_eq!(Mark::decode(0), None);
+        let (ours, others) = (SourceMarks::new("kafka://h/t"), SourceMarks::new("kafka://h/u"));
+        let mark = ours.mark(3, 1 << 30, 7);
+        assert_eq!((ours.record(mark), others.record(mark)), (Some((3, 1 << 30)), None));
+        assert_ne!(mark, ours.mark(3, 1 << 30, 8));
+        assert_eq!(ours.mark(65_536, 7, 0), 0);
         // As version 0.1 wrote it, with two more bits of the key.
         let old = 1 << 127 | u128::from(u64::MAX >> 1) << 64 | 9;
         assert_eq!(Mark::decode(old), Some(Mark::Whole { key: KEY, body: 9 }));

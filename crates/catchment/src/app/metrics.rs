@@ -69,3 +69,42 @@ impl Collector for LogFigures {
         Ok(())
     }
 }
+
+/// `catchment_source_…`, of topics of Kafka whose records are taken in: name and figures of each.
+#[cfg(feature = "kafka")]
+pub(super) struct SourceFigures(
+    pub(super) Vec<(String, Arc<catchment_eventlog::kafka::source::SourceFigures>)>,
+);
+
+#[cfg(feature = "kafka")]
+impl fmt::Debug for SourceFigures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|(name, _)| name)).finish()
+    }
+}
+
+#[cfg(feature = "kafka")]
+impl Collector for SourceFigures {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        use std::sync::atomic::{AtomicU64, Ordering};
+
+        use catchment_eventlog::kafka::source::SourceFigures as Figures;
+        use prometheus_client::metrics::MetricType;
+
+        type Field = fn(&Figures) -> &AtomicU64;
+        let counters: [(&str, &str, Field); 3] = [
+            ("taken_records", "Records that became events", |figures| &figures.taken),
+            ("duplicate_records", "Records that were events already", |figures| &figures.duplicates),
+            ("refused_records", "Records that can be no event", |figures| &figures.refused),
+        ];
+        for (name, help, field) in counters.into_iter().filter(|_| !self.0.is_empty()) {
+            let name = format!("catchment_source_{name}");
+            let mut described = encoder.encode_descriptor(&name, help, None, MetricType::Counter)?;
+            for (source, figures) in &self.0 {
+                let counter = ConstCounter::new(field(figures).load(Ordering::Relaxed));
+                counter.encode(described.encode_family(&[("source", source.as_str())])?)?;
+            }
+        }
+        Ok(())
+    }
+}

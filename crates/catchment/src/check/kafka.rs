@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use catchment_eventlog::embedded::LogConfig;
+use catchment_eventlog::kafka::source::SourceTarget;
 use catchment_eventlog::kafka::{KafkaTarget, Probe, probe};
 
 use super::{Finding, Verdict};
@@ -11,32 +12,53 @@ const LATENCY_HIGH: Duration = Duration::from_millis(50);
 /// What MQTT and HTTP take by default; a topic that takes less refuses events that devices were allowed to send.
 const RECORD_BYTES_MIN: u64 = 2 << 20;
 
-/// Connects, and tells what is there. Kafka has no request for its version.
+/// Connects, and tells what is there.
 pub(super) fn finding(target: KafkaTarget, config: &LogConfig) -> Finding {
     let shown = target.to_string();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return finding_of(shown, Verdict::Bad(error.to_string())),
-    };
-    match runtime.block_on(probe(target)) {
-        Err(error) => finding_of(shown, Verdict::Bad(error.to_string())),
+    match ask(target) {
+        Err(error) => finding_of(shown, Verdict::Bad(error)),
+        Ok(probe) => finding_of(format!("{shown} → {}", told(&probe)), verdict(&probe, config)),
+    }
+}
+
+/// The same of a topic whose records are taken in.
+pub(super) fn source(target: &SourceTarget) -> Finding {
+    let shown = target.to_string();
+    let what = "source of records";
+    match ask(target.kafka.clone()) {
+        // That it does not answer now is no mistake: it is tried again for ever.
+        Err(error) => super::finding(what, shown, Verdict::Note(error)),
         Ok(probe) => {
-            let cluster = probe.cluster.as_deref().unwrap_or("without an identifier");
-            let brokers = match probe.brokers {
-                1 => "1 broker".to_owned(),
-                brokers => format!("{brokers} brokers"),
+            let verdict = match probe.partitions {
+                Some(_) => Verdict::Good,
+                None => Verdict::Note(
+                    "there is no such topic yet; its records are taken once it is there".to_owned(),
+                ),
             };
-            let topic = match probe.partitions {
-                Some(partitions) => format!("topic of {partitions} partitions"),
-                None => "no topic yet".to_owned(),
-            };
-            let latency_ms = probe.latency.as_secs_f64() * 1e3;
-            let found = format!(
-                "{shown} → Kafka cluster {cluster}, {brokers}, {topic}, answers in {latency_ms:.1} ms"
-            );
-            finding_of(found, verdict(&probe, config))
+            super::finding(what, format!("{shown} → {}, type {}", told(&probe), target.event_type), verdict)
         }
     }
+}
+
+fn ask(target: KafkaTarget) -> Result<Probe, String> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let runtime = runtime.map_err(|error| error.to_string())?;
+    runtime.block_on(probe(target)).map_err(|error| error.to_string())
+}
+
+/// What there is to be told of a cluster and a topic. Kafka has no request for its version.
+fn told(probe: &Probe) -> String {
+    let cluster = probe.cluster.as_deref().unwrap_or("without an identifier");
+    let brokers = match probe.brokers {
+        1 => "1 broker".to_owned(),
+        brokers => format!("{brokers} brokers"),
+    };
+    let topic = match probe.partitions {
+        Some(partitions) => format!("topic of {partitions} partitions"),
+        None => "no topic yet".to_owned(),
+    };
+    let latency_ms = probe.latency.as_secs_f64() * 1e3;
+    format!("Kafka cluster {cluster}, {brokers}, {topic}, answers in {latency_ms:.1} ms")
 }
 
 fn finding_of(found: String, verdict: Verdict) -> Finding {

@@ -17,6 +17,8 @@ pub(super) const RECORD_BYTES_MAX: usize = 16 << 20;
 /// What is known of the brokers.
 #[derive(Debug, Default)]
 pub(super) struct Health {
+    /// They are somebody else's, whose records we take.
+    is_source: bool,
     trouble: Mutex<Option<String>>,
     fatal: Mutex<Option<String>>,
     /// What went wrong with a connection last.
@@ -36,10 +38,13 @@ impl Health {
     pub(super) fn bad(&self, reason: &str) {
         let mut trouble = self.trouble.lock();
         if trouble.is_none() {
-            tracing::warn!(
-                reason,
-                "Kafka does not answer; events wait, and devices for their acknowledgements"
-            );
+            match self.is_source {
+                true => tracing::warn!(reason, "Kafka does not answer; its records are taken once it does"),
+                false => tracing::warn!(
+                    reason,
+                    "Kafka does not answer; events wait, and devices for their acknowledgements"
+                ),
+            }
         }
         *trouble = Some(reason.to_owned());
     }
@@ -64,6 +69,13 @@ impl Health {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Context {
     pub(super) health: Arc<Health>,
+}
+
+impl Context {
+    /// For the brokers of a source.
+    pub(super) fn of_source() -> Self {
+        Self { health: Arc::new(Health { is_source: true, ..Health::default() }) }
+    }
 }
 
 impl ClientContext for Context {
@@ -171,9 +183,8 @@ pub(super) fn of_reader(mut settings: ClientConfig, bytes_max: usize) -> ClientC
     settings
 }
 
-/// Settings of the client that is a member of a group and reads nothing. What `settings` has of these already, because the
-/// operator chose it, stays.
-pub(super) fn of_member(mut settings: ClientConfig, group: &str) -> ClientConfig {
+/// Settings of a member of a group. What `settings` has of these already, because the operator chose it, stays.
+fn in_group(mut settings: ClientConfig, group: &str) -> ClientConfig {
     let defaults = [
         // A partition that moves interrupts the work on that partition alone. Eager assignors take all from all.
         ("partition.assignment.strategy", "cooperative-sticky"),
@@ -194,11 +205,29 @@ pub(super) fn of_member(mut settings: ClientConfig, group: &str) -> ClientConfig
         .set("group.id", group)
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
+        .set("allow.auto.create.topics", "false");
+    settings
+}
+
+/// Settings of a member that reads nothing.
+pub(super) fn of_member(settings: ClientConfig, group: &str) -> ClientConfig {
+    let mut settings = in_group(settings, group);
+    settings
         .set("auto.offset.reset", "latest")
-        .set("allow.auto.create.topics", "false")
         // What may come before a partition is paused.
         .set("queued.max.messages.kbytes", "64")
         .set("fetch.message.max.bytes", "1024");
+    settings
+}
+
+/// Settings of a member that reads somebody else's topic.
+pub(super) fn of_source(settings: ClientConfig, group: &str, from_the_end: bool) -> ClientConfig {
+    let mut settings = in_group(settings, group);
+    settings
+        .set("auto.offset.reset", if from_the_end { "latest" } else { "earliest" })
+        .set("check.crcs", "true")
+        .set("queued.max.messages.kbytes", "16384")
+        .set("fetch.message.max.bytes", (4 << 20).to_string());
     settings
 }
 

@@ -307,7 +307,7 @@ fn broker(text: &str) -> Option<String> {
 }
 
 /// A part of a URL with its `%XX` undone.
-fn decoded(text: &str) -> Option<String> {
+pub(super) fn decoded(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&first, after)) = rest.split_first() {

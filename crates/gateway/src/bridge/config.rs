@@ -408,16 +408,6 @@ pub fn check_bridges(bridges: &[BridgeConfig], mqtt: &MqttConfig) -> Result<(), 
     Ok(())
 }
 
-/// Addresses: a list, or one text with white space between, as flags and environment variables have it.
-///
-/// # Errors
-/// One of them is no address. The text itself is not shown.
-pub fn sources<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Address>, D::Error> {
-    let texts: Vec<String> =
-        texts_or(deserializer, |text| Ok(text.split_whitespace().map(str::to_owned).collect()))?;
-    texts.iter().map(|text| text.parse().map_err(serde::de::Error::custom)).collect()
-}
-
 /// Bridges: a list, or a text that is one in TOML, as environment variables have it.
 ///
 /// # Errors

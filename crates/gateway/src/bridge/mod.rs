@@ -29,9 +29,7 @@ mod stamp;
 mod tls;
 
 pub use address::{Address, BadAddress};
-pub use config::{
-    BadBridge, BridgeConfig, BridgeVersion, InRule, OutRule, Secret, bridges, check_bridges, sources,
-};
+pub use config::{BadBridge, BridgeConfig, BridgeVersion, InRule, OutRule, Secret, bridges, check_bridges};
 pub use metrics::BridgeMetrics;
 pub(crate) use metrics::OneBridge;
 pub(crate) use outlet::{Outbound, Outlet};

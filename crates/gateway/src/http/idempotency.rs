@@ -87,7 +87,7 @@ impl Keys {
             Mark::Whole { key, body } => (key, Kept::Whole { body, events: 1 }),
             Mark::Line { key, upto } => (key, Kept::Lines(upto)),
             // Of no request.
-            Mark::Bridged { .. } => return,
+            Mark::Bridged { .. } | Mark::Record { .. } => return,
         };
         match (state.keys.get_mut(&key), kept) {
             (Some(Known { kept: Kept::Whole { body, events }, .. }), Kept::Whole { body: new, .. })

@@ -63,18 +63,14 @@ fn names_and_sessions_are_unique() {
 }
 
 #[test]
-fn lists_may_be_texts() {
+fn a_list_may_be_a_text() {
     #[derive(Deserialize)]
     struct Settings {
-        #[serde(deserialize_with = "sources")]
-        sources: Vec<Address>,
         #[serde(deserialize_with = "bridges")]
         bridges: Vec<BridgeConfig>,
     }
-    let text = r#"{"sources": "mqtt://a/x mqtts://b/y", "bridges": "[{name = 'n', url = 'mqtt://c/z'}]"}"#;
+    let text = r#"{"bridges": "[{name = 'n', url = 'mqtt://c/z'}]"}"#;
     let read: Settings = serde_json::from_str(text).unwrap();
-    assert_eq!((read.sources.len(), read.sources[1].tls), (2, true));
     assert_eq!(read.bridges[0].url.host, "c");
-    let text = r#"{"sources": ["mqtt://a/x"], "bridges": []}"#;
-    assert_eq!(serde_json::from_str::<Settings>(text).unwrap().sources.len(), 1);
+    assert_eq!(serde_json::from_str::<Settings>(r#"{"bridges": []}"#).unwrap().bridges.len(), 0);
 }
