@@ -435,6 +435,7 @@ def test_archive(new_server, tmp_path, bucket, place):
 
     server.wait_rows("SELECT 1 FROM raw_metrics", 100)
     eventually(exported, 60, "cold days are in the archive")
+    assert 'catchment_history_archive_up{table="raw_metrics"} 1' in server.get("/metrics").text
     one = f"SELECT device_id, metric_value FROM raw_metrics WHERE timestamp < '{COLD[1]}' AND device_id = 'd1' ORDER BY 2"
     expected = [("d1", float(n)) for n in range(0, 100, 5) if n % 3 == 1]
     assert server.sql(one) == expected
