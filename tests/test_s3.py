@@ -435,6 +435,7 @@ def test_archive(new_server, tmp_path, bucket, place):
 
     server.wait_rows("SELECT 1 FROM raw_metrics", 100)
     eventually(exported, 60, "cold days are in the archive")
+    assert 'catchment_history_archive_up{table="raw_metrics"} 1' in server.get("/metrics").text
     one = f"SELECT device_id, metric_value FROM raw_metrics WHERE timestamp < '{COLD[1]}' AND device_id = 'd1' ORDER BY 2"
     expected = [("d1", float(n)) for n in range(0, 100, 5) if n % 3 == 1]
     assert server.sql(one) == expected
@@ -468,19 +469,8 @@ def test_archive(new_server, tmp_path, bucket, place):
     assert SECRET not in server.log()
 
 
-def test_kill_while_archiving(new_server, tmp_path, bucket):
-    server = with_archive(new_server, tmp_path, bucket, "s3").start()
-    moments = random.Random()
-    sent = 0
-    for _ in range(max(KILLS, 3)):
-        ends = time.monotonic() + moments.uniform(1.0, 3.0)
-        while time.monotonic() < ends:
-            server.post_event(f"d{sent % 3}", {"n": sent, "ts": f"{COLD[sent % 3]}T12:00:00Z"})
-            sent += 1
-            time.sleep(0.01)
-        server.kill()
-        server.spawn()
-        server.wait_ready()
+def check_archived(server, bucket, sent):
+    """Every value is there once, all the time, and in the archive in the end."""
 
     def all_there():
         counted = server.sql("SELECT count(*), count(DISTINCT metric_value) FROM raw_metrics")[0]
@@ -492,8 +482,53 @@ def test_kill_while_archiving(new_server, tmp_path, bucket):
 
     def moved():
         assert all_there()
-        table = archived(tmp_path, bucket, "s3")
+        table = archived(None, bucket, "s3")
         return table is not None and table.count() == sent
 
     eventually(moved, 60, "all is in the archive")
     assert delta(bucket, "city/raw_metrics").to_pyarrow_table().num_rows == 0
+
+
+def post_cold(server, number):
+    """An event of a day that is over for long."""
+    server.post_event(f"d{number % 3}", {"n": number, "ts": f"{COLD[number % 3]}T12:00:00Z"})
+
+
+def test_kill_while_archiving(new_server, tmp_path, bucket):
+    server = with_archive(new_server, tmp_path, bucket, "s3").start()
+    moments = random.Random()
+    sent = 0
+    for _ in range(max(KILLS, 3)):
+        ends = time.monotonic() + moments.uniform(1.0, 3.0)
+        while time.monotonic() < ends:
+            post_cold(server, sent)
+            sent += 1
+            time.sleep(0.01)
+        server.kill()
+        server.spawn()
+        server.wait_ready()
+    check_archived(server, bucket, sent)
+
+
+def test_faults_while_archiving(new_server, tmp_path, bucket):
+    proxy = FaultProxy(bucket[0])
+    try:
+        server = with_archive(new_server, tmp_path, (proxy.address, bucket[1]), "s3").start()
+        sent = 0
+        for mode in ("lost", "error_after", "503"):
+            for harm in ("pass", mode):
+                proxy.mode = harm
+                ends = time.monotonic() + 2.5
+                while time.monotonic() < ends:
+                    post_cold(server, sent)
+                    sent += 1
+                    time.sleep(0.02)
+        proxy.mode = "pass"
+        server.wait_ready()
+        check_archived(server, bucket, sent)
+        assert proxy.harmed > 10
+        assert "another program committed" not in server.log(), "a commit of its own is known as such"
+        server.restart()
+        assert server.value("SELECT count(*) FROM raw_metrics") == sent
+    finally:
+        proxy.close()

@@ -94,9 +94,9 @@ impl DeltaHistory {
                 (Some(days), None) => self.expire(table, days, now).await?,
                 // The archive may be away for long; history is looked after all the same.
                 (days, Some(archive)) => {
-                    if let Err(error) = self.maintain_archive(table, archive, days, now).await {
-                        failed = failed.or(Some(error));
-                    }
+                    let maintained = self.maintain_archive(table, archive, days, now).await;
+                    self.metrics.archive_is_up(table.id, maintained.is_ok());
+                    failed = failed.or(maintained.err());
                 }
                 (None, None) => {}
             }

@@ -32,6 +32,7 @@ pub(super) struct HistoryMetrics {
     compacted_files: Family<TableLabel, Counter>,
     expired_files: Family<TableLabel, Counter>,
     archived_files: Family<TableLabel, Counter>,
+    archive_up: Family<TableLabel, Gauge>,
     maintenance_failures: Counter,
 }
 
@@ -49,6 +50,7 @@ impl Default for HistoryMetrics {
             compacted_files: Family::default(),
             expired_files: Family::default(),
             archived_files: Family::default(),
+            archive_up: Family::default(),
             maintenance_failures: Counter::default(),
         }
     }
@@ -88,6 +90,11 @@ impl HistoryMetrics {
         registry.register("compacted_files", "Files merged into others", self.compacted_files.clone());
         registry.register("expired_files", "Files taken out by retention", self.expired_files.clone());
         registry.register("archived_files", "Files moved to the archive", self.archived_files.clone());
+        registry.register(
+            "archive_up",
+            "Whether the archive was looked after in the last round of maintenance",
+            self.archive_up.clone(),
+        );
         registry.register(
             "maintenance_failures",
             "Rounds of compaction, retention and checkpoints that failed",
@@ -129,6 +136,10 @@ impl HistoryMetrics {
 
     pub(super) fn archived(&self, table: TableId, files: usize) {
         self.archived_files.get_or_create(&label(table)).inc_by(files as u64);
+    }
+
+    pub(super) fn archive_is_up(&self, table: TableId, is_up: bool) {
+        self.archive_up.get_or_create(&label(table)).set(is_up.into());
     }
 
     pub(super) fn maintenance_failed(&self) {

@@ -314,7 +314,8 @@ fn explain(error: Error) -> io::Error {
                 }
                 _ => "",
             };
-            let message = within("Message").map(|message| format!(": {message}")).unwrap_or_default();
+            let message = within("Message").map(|message| format!(": {}", message.trim_end_matches('.')));
+            let message = message.unwrap_or_default();
             format!("S3 answers {code}{message}{hint}")
         }
         None => match text.split_once("status code: ") {

@@ -66,7 +66,7 @@ fn what_s3_says_is_told_in_words() {
     ))
     .to_string();
     assert!(
-        said.starts_with("S3 answers SignatureDoesNotMatch: It differs.; look at access_key_id"),
+        said.starts_with("S3 answers SignatureDoesNotMatch: It differs; look at access_key_id"),
         "{said}"
     );
     assert!(!said.contains("long"), "{said}");
