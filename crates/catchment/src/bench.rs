@@ -20,7 +20,7 @@ use anyhow::{Context, bail};
 use catchment_sim::load::EVENT_TYPE;
 
 use self::generator::Fleet;
-use self::process::{Server, Usage, usage};
+use self::process::{Server, usage};
 use self::report::{Phase, Report};
 use crate::cli::{BenchCommand, IngestArgs};
 use crate::client::Client;
@@ -50,7 +50,10 @@ struct Target {
     mqtt: SocketAddr,
     client: Client,
     token: Option<String>,
-    pid: Option<u32>,
+    /// The platform's processes.
+    pids: Vec<u32>,
+    /// Other processes whose CPU is told, by their names.
+    beside: Vec<(String, u32)>,
 }
 
 async fn ingest(args: &IngestArgs) -> anyhow::Result<()> {
@@ -63,11 +66,13 @@ async fn ingest(args: &IngestArgs) -> anyhow::Result<()> {
             mqtt: server.mqtt,
             client: server.client.clone(),
             token: Some(server.token.clone()),
-            pid: Some(server.pid()),
+            pids: vec![server.pid()],
+            beside: Vec::new(),
         },
         (None, Some(mqtt)) => {
             let client = Client::new(&args.client)?;
-            Target { mqtt, token: client.bearer().map(str::to_owned), client, pid: args.pid }
+            let (pids, beside) = (args.pid.clone(), args.beside.clone());
+            Target { mqtt, token: client.bearer().map(str::to_owned), client, pids, beside }
         }
         (None, None) => bail!("there is no server to measure"),
     };
@@ -102,15 +107,17 @@ async fn measure(args: &IngestArgs, target: &Target) -> anyhow::Result<Report> {
     wait_visible(&target.client, before.events + acknowledged).await?;
 
     let mut report = Report::new(args);
-    let memory = Memory::watch(target.pid);
-    let usage_before = target.usage()?;
+    let memory = Memory::watch(target.pids.clone());
+    let (used_before, beside_before) = (target.cpu_seconds()?, target.beside_seconds()?);
     let sent = fleet.publish(duration, full_rate).await?;
     acknowledged += sent.acknowledged;
     let lag = wait_visible(&target.client, before.events + acknowledged).await?;
-    let cpu_seconds = target.usage()?.cpu_seconds - usage_before.cpu_seconds;
+    let cpu_seconds = target.cpu_seconds()? - used_before;
+    let beside = target.beside_seconds()?.into_iter().zip(beside_before);
+    let beside = beside.map(|((name, after), (_, before))| (name, after - before)).collect();
     // What the platform takes for as long as one likes: until the last event is visible, not only acknowledged.
     let rate = sent.acknowledged as f64 / (sent.elapsed + lag).as_secs_f64();
-    report.full(&sent, cpu_seconds, lag, memory.stop().await);
+    report.full(&sent, cpu_seconds, beside, lag, memory.stop().await);
 
     let probed = duration.min(PROBED_FULL_MAX);
     acknowledged += phase(&mut fleet, target, &mut report, "full", probed, full_rate).await?;
@@ -144,18 +151,24 @@ async fn phase(
         // It begins and ends inside the load.
         duration.saturating_sub(Duration::from_secs(1)).max(Duration::from_secs(1)),
     );
-    let usage_before = target.usage()?;
+    let used_before = target.cpu_seconds()?;
     let (sent, latencies) = tokio::join!(fleet.publish(duration, rate), prober);
     let (sent, latencies) = (sent?, latencies?);
-    let cpu_seconds = target.usage()?.cpu_seconds - usage_before.cpu_seconds;
+    let cpu_seconds = target.cpu_seconds()? - used_before;
     let acknowledged = sent.acknowledged;
     report.probed(Phase { name, sent, cpu_seconds, latencies });
     Ok(acknowledged)
 }
 
 impl Target {
-    fn usage(&self) -> anyhow::Result<Usage> {
-        self.pid.map_or(Ok(Usage::default()), usage)
+    /// What all processes of the platform have used so far.
+    fn cpu_seconds(&self) -> anyhow::Result<f64> {
+        self.pids.iter().map(|&pid| Ok(usage(pid)?.cpu_seconds)).sum()
+    }
+
+    /// What each of the others has used so far.
+    fn beside_seconds(&self) -> anyhow::Result<Vec<(String, f64)>> {
+        self.beside.iter().map(|(name, pid)| Ok((name.clone(), usage(*pid)?.cpu_seconds))).collect()
     }
 }
 
@@ -199,22 +212,24 @@ fn is_behind(status: &serde_json::Value) -> bool {
     })
 }
 
-/// Looks at the server's memory once a second.
+/// Looks at the memory of the platform's processes once a second.
 struct Memory {
     stop: Arc<AtomicBool>,
     samples: tokio::task::JoinHandle<Vec<u64>>,
 }
 
 impl Memory {
-    fn watch(pid: Option<u32>) -> Self {
+    fn watch(pids: Vec<u32>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let samples = tokio::spawn(async move {
             let mut samples = Vec::new();
             let mut second = tokio::time::interval(Duration::from_secs(1));
-            while let Some(pid) = pid.filter(|_| !stopped.load(Relaxed)) {
+            while !pids.is_empty() && !stopped.load(Relaxed) {
                 second.tick().await;
-                samples.extend(usage(pid).map(|usage| usage.resident_bytes));
+                let resident: Result<u64, _> =
+                    pids.iter().map(|&pid| usage(pid).map(|usage| usage.resident_bytes)).sum();
+                samples.extend(resident);
             }
             samples
         });

@@ -46,15 +46,18 @@ pub(crate) async fn open(
             Ok(history)
         }
         Engine::ClickHouse(target) => {
-            let mut has_history = false;
-            for (partition, _) in (0..).zip(shards.iter()) {
-                has_history |= log.group.claimed(partition).await?.end > 0;
-            }
-            folder.belongs_to_log(log.identity, has_history)?;
-            // Embedded logs have the same offsets; others may write into the same database.
             let identity = match log.identity {
-                "embedded" => format!("embedded {}", folder.instance()?),
-                identity => identity.to_owned(),
+                "embedded" => {
+                    let mut has_history = false;
+                    for (partition, _) in (0..).zip(shards.iter()) {
+                        has_history |= log.group.claimed(partition).await?.end > 0;
+                    }
+                    folder.belongs_to_log(log.identity, has_history)?;
+                    // Embedded logs have the same offsets; others may write into the same database.
+                    format!("embedded {}", folder.instance()?)
+                }
+                // How far history is, is kept with such a log itself, and not in this folder.
+                shared => shared.to_owned(),
             };
             let claims = Arc::new(GroupClaims(Arc::clone(log.group)));
             Ok(ClickHouseHistory::open(target, config, Arc::clone(shards), &identity, claims).await?)

@@ -57,8 +57,17 @@ impl Report {
     }
 
     /// The phase at full load without the probe.
-    pub(super) fn full(&mut self, sent: &Sent, cpu_seconds: f64, lag: Duration, resident: Vec<u64>) {
+    pub(super) fn full(
+        &mut self,
+        sent: &Sent,
+        cpu_seconds: f64,
+        beside: Vec<(String, f64)>,
+        lag: Duration,
+        resident: Vec<u64>,
+    ) {
         let millions = sent.acknowledged as f64 / 1e6;
+        let beside: serde_json::Map<String, Value> =
+            beside.into_iter().map(|(name, seconds)| (name, round(seconds / millions).into())).collect();
         self.full = json!({
             "events": sent.acknowledged,
             "seconds": round(sent.elapsed.as_secs_f64()),
@@ -66,6 +75,7 @@ impl Report {
             "events_per_second_whole_way": (sent.acknowledged as f64 / (sent.elapsed + lag).as_secs_f64()).round(),
             "server_cpu_seconds": round(cpu_seconds),
             "server_cpu_seconds_per_million_events": round(cpu_seconds / millions),
+            "beside_cpu_seconds_per_million_events": beside,
             "visible_in_sql_after_ms": lag.as_millis() as u64,
             "resident_mib": sampled(&resident),
         });
@@ -125,7 +135,9 @@ impl Report {
         for (section, title) in
             [("machine", ""), ("load", ""), ("full", "full load, "), ("whole_run", "whole run, ")]
         {
-            for (name, value) in figures[section].as_object().into_iter().flatten() {
+            let said = figures[section].as_object().into_iter().flatten();
+            for (name, value) in said.filter(|(_, value)| value.as_object().is_none_or(|map| !map.is_empty()))
+            {
                 rows.push(vec![format!("{title}{}", name.replace('_', " ")), show(value)]);
             }
         }

@@ -13,6 +13,7 @@ pub(crate) enum BenchCommand {
     #[command(after_help = "Examples:
   catchment bench ingest
   catchment bench ingest --duration 600 --connections 50 --devices 1000 --json > figures.json
+  catchment bench ingest --target 127.0.0.1:1883 --url http://127.0.0.1:8082 --pid 71,72,73 --beside kafka=60,clickhouse=61
 
 The server is a process of its own with a new data folder, so that its CPU and memory are counted apart from the
 load generator's. See bench/README.md for what each figure means.")]
@@ -58,14 +59,24 @@ pub(crate) struct IngestArgs {
     /// only counted with --pid.
     #[arg(long, value_name = "ADDR:PORT")]
     pub(crate) target: Option<SocketAddr>,
-    /// Process of the running platform.
-    #[arg(long, value_name = "PID", requires = "target")]
-    pub(crate) pid: Option<u32>,
+    /// Processes of the running platform; several when its roles are split.
+    #[arg(long, value_name = "PID,…", requires = "target", value_delimiter = ',')]
+    pub(crate) pid: Vec<u32>,
+    /// Processes whose CPU is counted beside, each by itself: engines that the platform runs on.
+    #[arg(long, value_name = "NAME=PID,…", requires = "target", value_delimiter = ',', value_parser = beside)]
+    pub(crate) beside: Vec<(String, u32)>,
     /// Settings for the server that is started.
     #[arg(long, value_name = "FILE", conflicts_with = "target")]
     pub(crate) config: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) client: ClientArgs,
+}
+
+/// A name and a process id with `=` between.
+fn beside(text: &str) -> Result<(String, u32), String> {
+    let (name, pid) = text.split_once('=').ok_or("a name and a process id are wanted, such as kafka=4711")?;
+    let pid = pid.parse().map_err(|error| format!("{pid:?} is no process id: {error}"))?;
+    Ok((name.to_owned(), pid))
 }
 
 /// A part of `bench gateway`.
