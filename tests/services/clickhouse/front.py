@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 """ClickHouse's HTTP interface over its engine as a library (chdb): `front.py DATA_FOLDER PORT`.
 
-For developers and tests, on loopback: there are no users. What it has of ClickHouse's server: queries by GET (read only)
+For developers and tests, on loopback: there are no users, but for one whose password is in the environment
+(`CLICKHOUSE_PASSWORD`), if that is set. What it has of ClickHouse's server: queries by GET (read only)
 and POST, inserts and selects in every format, settings and `param_…` in the query string, `X-ClickHouse-…` headers,
 error codes and HTTP states, bodies in chunks, both ways of compression. What it has not: sessions, progress headers,
 `ENGINE = Kafka`, replication, the native port. One process owns a data folder.
 """
 
 import json
+import os
 import re
 import sys
 import uuid
@@ -33,7 +35,7 @@ STATES = {
     159: 408,
 }
 CODE = re.compile(r"Code: (\d+)")
-BAD_ARGUMENTS, CANNOT_PARSE, UNKNOWN = 36, 27, 1002
+BAD_ARGUMENTS, CANNOT_PARSE, AUTHENTICATION_FAILED, UNKNOWN = 36, 27, 516, 1002
 
 TEXT = {"Content-Type": "text/plain; charset=UTF-8"}
 
@@ -41,6 +43,8 @@ INSERT = re.compile(rb"\A(?:\s|--[^\n]*\n|/\*.*?\*/)*INSERT\s+INTO\s", re.IGNORE
 # After the format's name the data begins, after one end of line or space.
 FORMAT = re.compile(rb"\sFORMAT\s+([A-Za-z0-9_]+)[ \t]*;?(?:\r?\n|\s|\Z)", re.IGNORECASE)
 SELECT = re.compile(rb"\bSELECT\b(?!.*\binput\s*\()", re.IGNORECASE | re.DOTALL)
+# The library gives queries names of its own: the client's is a setting of the query, and ending it by name looks there.
+KILL = re.compile(r"\A\s*KILL\s+QUERY\b", re.IGNORECASE)
 # A statement before its data is shorter than this.
 STATEMENT_BYTES = 256 << 10
 
@@ -91,6 +95,8 @@ class Engine:
                 return self._insert(connection, *insert)
             whole = (statement + b"\n" + body if statement and body else statement or body).decode()
             text = whole.strip().rstrip(";")
+            if KILL.match(text):
+                text = text.replace("query_id", "Settings['log_comment']")
             if not text:
                 raise Refused(62, "Empty query. (SYNTAX_ERROR)")
             more = {"params": parameters} if parameters else {}
@@ -123,6 +129,7 @@ class Front(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     engine = None
+    password = os.environ.get("CLICKHOUSE_PASSWORD")
 
     def log_message(self, *_):
         """Says nothing of good requests."""
@@ -151,12 +158,14 @@ class Front(BaseHTTPRequestHandler):
         # Read before anything can be refused, or the rest of it would be taken for the next request.
         body = self._body()
         try:
+            self._let_in()
             body = self._decoded(body, asked)
             settings = {
                 name: value
                 for name, value in asked.items()
                 if name not in NOT_SETTINGS and not name.startswith("param_")
             }
+            settings["log_comment"] = headers["X-ClickHouse-Query-Id"]
             if read_only:
                 settings["readonly"] = "2"
             data, data_format, summary = self.engine.run(
@@ -182,6 +191,12 @@ class Front(BaseHTTPRequestHandler):
             headers["Content-Encoding"] = encoding
             data = ENCODE[encoding](data)
         self._send(200, data, headers)
+
+    def _let_in(self):
+        if self.password is not None and self.headers.get("X-ClickHouse-Key") != self.password:
+            user = self.headers.get("X-ClickHouse-User", "default")
+            reason = "Authentication failed: password is incorrect, or there is no user with such name."
+            raise Refused(AUTHENTICATION_FAILED, f"{user}: {reason} (AUTHENTICATION_FAILED)")
 
     def _decoded(self, body, asked):
         encoding = self.headers.get("Content-Encoding")

@@ -2,8 +2,7 @@
 
 use std::fmt;
 
-use catchment_store::clickhouse::{ClickHouseError, Trouble};
-use catchment_store::history::NativeError;
+use catchment_store::history::{EngineError, ErrorClass, NativeError};
 use datafusion::common::utils::datafusion_strsim::levenshtein;
 use datafusion::common::{Column, SchemaError};
 use datafusion::error::DataFusionError;
@@ -199,8 +198,8 @@ fn translate(error: &DataFusionError, tables: &[String]) -> SqlError {
         DataFusionError::ArrowError(error, _) => {
             SqlError::new(Kind::Execution, first_line(&error.to_string()))
         }
-        DataFusionError::External(source) if source.is::<ClickHouseError>() => {
-            let error = source.downcast_ref::<ClickHouseError>();
+        DataFusionError::External(source) if source.is::<EngineError>() => {
+            let error = source.downcast_ref::<EngineError>();
             error.map_or_else(|| SqlError::new(Kind::Internal, source.to_string()), SqlError::from)
         }
         other => {
@@ -211,36 +210,24 @@ fn translate(error: &DataFusionError, tables: &[String]) -> SqlError {
     }
 }
 
-impl From<&ClickHouseError> for SqlError {
-    fn from(error: &ClickHouseError) -> Self {
+impl From<&EngineError> for SqlError {
+    fn from(error: &EngineError) -> Self {
         use SqlErrorKind as Kind;
-        let refusal = |code: i32| match code {
-            // SYNTAX_ERROR.
-            62 => Kind::Syntax,
-            // UNKNOWN_TABLE.
-            60 => Kind::UnknownTable,
-            // NO_SUCH_COLUMN_IN_TABLE, UNKNOWN_IDENTIFIER.
-            16 | 47 => Kind::UnknownColumn,
-            // UNKNOWN_FUNCTION, UNKNOWN_AGGREGATE_FUNCTION.
-            46 | 63 => Kind::UnknownFunction,
-            // TOO_MANY_ROWS, SET_SIZE_LIMIT_EXCEEDED, TOO_MANY_ROWS_OR_BYTES.
-            158 | 191 | 396 => Kind::TooLarge,
-            // TIMEOUT_EXCEEDED.
-            159 => Kind::Timeout,
-            // READONLY.
-            164 => Kind::NotAllowed,
-            // QUERY_WAS_CANCELLED.
-            394 => Kind::Cancelled,
-            _ => Kind::Execution,
+        let kind = match error.class {
+            ErrorClass::Syntax => Kind::Syntax,
+            ErrorClass::UnknownTable => Kind::UnknownTable,
+            ErrorClass::UnknownColumn => Kind::UnknownColumn,
+            ErrorClass::UnknownFunction => Kind::UnknownFunction,
+            ErrorClass::NotAllowed => Kind::NotAllowed,
+            ErrorClass::Timeout => Kind::Timeout,
+            ErrorClass::Cancelled => Kind::Cancelled,
+            ErrorClass::Memory => Kind::Memory,
+            ErrorClass::TooLarge => Kind::TooLarge,
+            ErrorClass::Execution => Kind::Execution,
+            ErrorClass::Unavailable => Kind::Unavailable,
+            ErrorClass::Internal => Kind::Internal,
         };
-        let kind = match &error.trouble {
-            Trouble::Refused { code, .. } => refusal(*code),
-            Trouble::Rights(_) => Kind::NotAllowed,
-            Trouble::Overloaded(_) => Kind::Memory,
-            Trouble::Answer(_) => Kind::Internal,
-            _ => Kind::Unavailable,
-        };
-        Self::new(kind, error.to_string())
+        Self::new(kind, error.message.clone())
     }
 }
 
@@ -250,7 +237,7 @@ impl From<&NativeError> for SqlError {
             NativeError::NoSuchDialect { .. } => Self::new(SqlErrorKind::Unsupported, error.to_string()),
             NativeError::NotAllowed(message) => Self::new(SqlErrorKind::NotAllowed, message.clone())
                 .hint("only this realm's tables can be read, by one SELECT"),
-            NativeError::Engine(error) => Self::from(&**error),
+            NativeError::Engine(error) => Self::from(error),
         }
     }
 }

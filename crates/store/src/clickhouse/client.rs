@@ -31,6 +31,7 @@ const TEXT: [(&str, &str); 1] = [("default_format", "TabSeparatedRaw")];
 pub(super) struct Client {
     http: reqwest::Client,
     target: ClickHouseTarget,
+    user: HeaderValue,
     password: HeaderValue,
 }
 
@@ -51,9 +52,12 @@ impl Client {
                 text.trim_end_matches(['\r', '\n']).to_owned()
             }
         };
-        let mut password = HeaderValue::from_str(&password)
-            .map_err(|_| failed(Trouble::Tls("a password with line breaks cannot be sent".to_owned())))?;
+        let header = |what: &'static str, text: &str| {
+            HeaderValue::from_bytes(text.as_bytes()).map_err(|_| failed(Trouble::Unsendable(what)))
+        };
+        let mut password = header("password", &password)?;
         password.set_sensitive(true);
+        let user = header("user", if config.user.is_empty() { "default" } else { &config.user })?;
         let mut builder = reqwest::Client::builder()
             .connect_timeout(CONNECT_MAX)
             .pool_idle_timeout(IDLE_MAX)
@@ -69,7 +73,7 @@ impl Client {
             }
         }
         let http = builder.build().map_err(|error| failed(Trouble::Tls(error.to_string())))?;
-        Ok(Self { http, target: target.clone(), password })
+        Ok(Self { http, target: target.clone(), user, password })
     }
 
     /// Which server and database.
@@ -123,13 +127,15 @@ impl Client {
         Ok(Answer::new(self.clone(), response))
     }
 
-    /// Brings rows into a table as one block, whose name `token` is: ClickHouse takes no block twice.
+    /// Brings rows into a table as one block, whose name `token` is: ClickHouse takes no block twice. `limit` is the time that
+    /// it is given; what comes of it after that is not known.
     pub(super) async fn insert(
         &self,
         table: &str,
         token: &str,
         rows: &RecordBatch,
         body: Bytes,
+        limit: Duration,
     ) -> Result<(), ClickHouseError> {
         let columns: Vec<_> =
             rows.schema().fields().iter().map(|field| format!("`{}`", field.name())).collect();
@@ -146,7 +152,6 @@ impl Client {
             // Late rows may be of many days.
             ("max_partitions_per_insert_block", "0".to_owned()),
         ];
-        let limit = Duration::from_millis(self.target.config.insert_ms_max.max(1_000));
         let request = self.in_database(self.request(&settings)).timeout(limit).body(body);
         let response = self.answered(request, limit).await;
         response.map(drop).map_err(|error| self.error(error.trouble.about_our_tables()))
@@ -157,11 +162,9 @@ impl Client {
         if self.target.config.user.is_empty() && self.password.is_empty() {
             return request;
         }
-        let user = match self.target.config.user.as_str() {
-            "" => "default",
-            user => user,
-        };
-        request.header("X-ClickHouse-User", user).header("X-ClickHouse-Key", self.password.clone())
+        request
+            .header("X-ClickHouse-User", self.user.clone())
+            .header("X-ClickHouse-Key", self.password.clone())
     }
 
     fn in_database(&self, request: RequestBuilder) -> RequestBuilder {

@@ -19,6 +19,8 @@ const PORT: u16 = 8123;
 const TLS_PORT: u16 = 8443;
 const DATABASE_CHARS_MAX: usize = 64;
 const FLUSH_INTERVAL_MS_MIN: u64 = 50;
+/// So often the time for an insert is doubled.
+const SILENCES_MAX: u32 = 4;
 
 /// The section `[engines.clickhouse]`. Every field has a default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,7 +46,7 @@ pub struct ClickHouseConfig {
     pub insert_rows_max: usize,
     /// Payload of one insert, bytes; more goes in several.
     pub insert_bytes_max: usize,
-    /// An insert that has no answer after this time is made again, milliseconds.
+    /// An insert that has no answer after this time is made again, and given twice the time then, milliseconds; at least 1,000.
     pub insert_ms_max: u64,
 }
 
@@ -68,6 +70,13 @@ impl ClickHouseConfig {
     /// Time between flushes.
     pub(super) fn flush_interval(&self) -> Duration {
         Duration::from_millis(self.flush_interval_ms.max(FLUSH_INTERVAL_MS_MIN))
+    }
+
+    /// Time for an insert, after so many that had no answer in time: where ClickHouse is slow for long, too little time would
+    /// never be enough.
+    pub(super) fn insert_limit(&self, silences: u32) -> Duration {
+        let first = Duration::from_millis(self.insert_ms_max.max(1_000));
+        first.saturating_mul(1 << silences.min(SILENCES_MAX))
     }
 
     fn set(&mut self, name: &str, value: String) -> Result<(), BadClickHouseUrl> {

@@ -8,6 +8,8 @@ use arrow::error::ArrowError;
 use datafusion::error::DataFusionError;
 use thiserror::Error;
 
+use crate::history::{EngineError, ErrorClass};
+
 /// Most of a server's message that is shown, in bytes: it may quote the whole query.
 const MESSAGE_BYTES_MAX: usize = 600;
 
@@ -18,6 +20,13 @@ pub struct ClickHouseError {
     pub place: String,
     /// What happened.
     pub trouble: Trouble,
+}
+
+impl ClickHouseError {
+    /// Whether it is not known what came of a request, for want of an answer in time.
+    pub(super) fn is_silence(&self) -> bool {
+        matches!(self.trouble, Trouble::Silent(_))
+    }
 }
 
 impl fmt::Display for ClickHouseError {
@@ -45,6 +54,9 @@ pub enum Trouble {
         /// Why.
         message: String,
     },
+    /// A header cannot have it.
+    #[error("the {0} has a line break or another character that cannot be sent")]
+    Unsendable(&'static str),
     /// The file of the CA, or TLS itself.
     #[error("TLS cannot be set up: {0}")]
     Tls(String),
@@ -152,9 +164,42 @@ pub(super) fn short(message: &str) -> String {
     text[..end].to_owned()
 }
 
+impl From<ClickHouseError> for EngineError {
+    fn from(error: ClickHouseError) -> Self {
+        use ErrorClass as Class;
+        let refusal = |code: i32| match code {
+            // SYNTAX_ERROR.
+            62 => Class::Syntax,
+            // UNKNOWN_TABLE.
+            60 => Class::UnknownTable,
+            // NO_SUCH_COLUMN_IN_TABLE, UNKNOWN_IDENTIFIER.
+            16 | 47 => Class::UnknownColumn,
+            // UNKNOWN_FUNCTION, UNKNOWN_AGGREGATE_FUNCTION.
+            46 | 63 => Class::UnknownFunction,
+            // TOO_MANY_ROWS, SET_SIZE_LIMIT_EXCEEDED, TOO_MANY_ROWS_OR_BYTES.
+            158 | 191 | 396 => Class::TooLarge,
+            // TIMEOUT_EXCEEDED.
+            159 => Class::Timeout,
+            // READONLY.
+            164 => Class::NotAllowed,
+            // QUERY_WAS_CANCELLED.
+            394 => Class::Cancelled,
+            _ => Class::Execution,
+        };
+        let class = match &error.trouble {
+            Trouble::Refused { code, .. } => refusal(*code),
+            Trouble::Rights(_) => Class::NotAllowed,
+            Trouble::Overloaded(_) => Class::Memory,
+            Trouble::Answer(_) => Class::Internal,
+            _ => Class::Unavailable,
+        };
+        Self { class, message: error.to_string() }
+    }
+}
+
 impl From<ClickHouseError> for DataFusionError {
     fn from(error: ClickHouseError) -> Self {
-        Self::External(Box::new(error))
+        Self::External(Box::new(EngineError::from(error)))
     }
 }
 

@@ -18,6 +18,9 @@ const MICROS_MIN: i64 = -2_208_988_800_000_000;
 /// Up to the year 9999.
 const MICROS_MAX: i64 = 253_402_300_799_999_999;
 
+/// Longer lists are for DataFusion alone: ClickHouse limits the size of a statement's tree.
+const IN_LIST_MAX: usize = 2_000;
+
 /// A condition in ClickHouse's SQL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Condition {
@@ -80,12 +83,13 @@ pub(super) fn condition(filter: &Expr, schema: &Schema) -> Option<Condition> {
                 false => (Comparison::Equal, " OR "),
                 true => (Comparison::NotEqual, " AND "),
             };
+            if list.is_empty() || list.len() > IN_LIST_MAX {
+                return None;
+            }
+            // Not as `IN`, which ClickHouse answers otherwise where the column is NULL.
             let one = |item: &Expr| compare(expr, op, literal(item)?, schema);
             let all = list.iter().map(one).collect::<Option<Vec<_>>>()?;
             let is_exact = all.iter().all(|one| one.is_exact);
-            if all.is_empty() {
-                return None;
-            }
             let sql = all.into_iter().map(|one| one.sql).collect::<Vec<_>>().join(word);
             Some(Condition { sql: format!("({sql})"), is_exact })
         }

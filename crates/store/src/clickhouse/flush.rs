@@ -21,6 +21,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::ClickHouseHistory;
+use super::error::Trouble;
 use super::rows::{Limits, SENT, Taken};
 use crate::history::{ClaimError, FlushReport, HistoryHealth, StoreError};
 
@@ -52,12 +53,14 @@ pub(super) struct Partition {
     taken: Option<Taken>,
     /// When the last range was committed.
     moved_at: Option<Instant>,
+    /// Inserts that had no answer in time, since the last that had.
+    silences: u32,
 }
 
 impl Partition {
     /// Of a partition that was just taken over, with its last claim.
     pub(super) fn taken_over(claimed: Range<Offset>) -> Self {
-        Self { is_ours: true, committed: claimed.start, claimed, taken: None, moved_at: None }
+        Self { is_ours: true, committed: claimed.start, claimed, ..Self::default() }
     }
 
     /// Whether the last claim is not known to be in ClickHouse.
@@ -94,10 +97,11 @@ impl ClickHouseHistory {
         report.took = started.elapsed();
         match failure {
             None => {
+                // Nothing was sent, so nothing is known.
                 if report.rows > 0 {
                     self.metrics.flush_succeeded(report.took);
+                    self.tell_outcome(None);
                 }
-                self.tell_outcome(None);
                 Ok(report)
             }
             Some(error) => {
@@ -109,15 +113,26 @@ impl ClickHouseHistory {
     }
 
     async fn flush_partition(&self, number: PartitionId) -> Result<FlushReport, StoreError> {
-        let mut partition = self.partitions[number as usize].lock().await;
-        let result = self.flush_locked(number, &mut partition).await;
+        // One that is being taken over or given up takes its time; others do not wait for it.
+        match self.partitions[number as usize].try_lock() {
+            Ok(mut partition) => self.flush_ours(number, &mut partition).await,
+            Err(_) => Ok(FlushReport::default()),
+        }
+    }
+
+    async fn flush_ours(
+        &self,
+        number: PartitionId,
+        partition: &mut Partition,
+    ) -> Result<FlushReport, StoreError> {
+        let result = self.flush_locked(number, partition).await;
         if let Err(StoreError::Claim(ClaimError::Lost(_))) = result {
             // Whoever has it now reads these rows from the log. We are told to give it up in a moment.
             tracing::warn!(
                 partition = number,
                 "the partition is another process's now; its rows are left to that"
             );
-            self.forget(number, &mut partition);
+            self.forget(number, partition);
             return Ok(FlushReport::default());
         }
         result
@@ -152,7 +167,11 @@ impl ClickHouseHistory {
                 self.claims.claim(number, range.clone()).await?;
                 partition.claimed = range.clone();
             }
-            self.bring_in(number, &range, &taken, &mut report).await?;
+            let limit = self.writer.target().config.insert_limit(partition.silences);
+            let brought = self.bring_in(number, &range, &taken, limit, &mut report).await;
+            let is_silent = matches!(&brought, Err(StoreError::ClickHouse(error)) if error.is_silence());
+            partition.silences = if is_silent { partition.silences.saturating_add(1) } else { 0 };
+            brought?;
             self.commit(number, partition, range.end);
         }
         partition.taken = None;
@@ -166,6 +185,7 @@ impl ClickHouseHistory {
         number: PartitionId,
         range: &Range<Offset>,
         taken: &Taken,
+        limit: Duration,
         report: &mut FlushReport,
     ) -> Result<(), StoreError> {
         for table in SENT {
@@ -178,7 +198,7 @@ impl ClickHouseHistory {
             let token =
                 format!("{}/{number}/{}-{}/{}", self.log_identity, range.start, range.end, table.name());
             let (rows, bytes) = (block.rows.num_rows() as u64, block.body.len() as u64);
-            self.writer.insert(table.name(), &token, &block.rows, block.body).await?;
+            self.writer.insert(table.name(), &token, &block.rows, block.body, limit).await?;
             self.metrics.flushed(table, rows, bytes);
             report.rows += rows;
             report.bytes += bytes;
@@ -211,8 +231,8 @@ impl ClickHouseHistory {
     /// Gives a partition up: flushed if ClickHouse answers soon, and then forgotten.
     pub(super) async fn give_up(&self, number: PartitionId) {
         let last = async {
-            self.flush_partition(number).await?;
             let mut partition = self.partitions[number as usize].lock().await;
+            self.flush_ours(number, &mut partition).await?;
             if partition.is_ours { self.seal(number, &mut partition).await } else { Ok(()) }
         };
         match tokio::time::timeout(RELEASE_MAX, last).await {
@@ -286,7 +306,6 @@ impl ClickHouseHistory {
     async fn flush_and_look(&self) -> Result<(), StoreError> {
         let report = self.flush_once().await?;
         if report.rows == 0 {
-            // Nothing was sent, so nothing is known.
             return self.look().await;
         }
         tracing::debug!(?report, "flushed");
@@ -297,13 +316,14 @@ impl ClickHouseHistory {
     async fn look(&self) -> Result<(), StoreError> {
         let looked = async {
             let version = super::schema::version(&self.writer).await?;
-            super::schema::check(&self.writer, version.unwrap_or_default())
+            let missing = || self.writer.error(Trouble::Schema("schema_migrations is missing".to_owned()));
+            super::schema::check(&self.writer, version.ok_or_else(missing)?)
         };
         let result = looked.await.map_err(StoreError::from);
         self.tell_outcome(result.as_ref().err());
         result?;
         for (number, partition) in (0..).zip(&self.partitions) {
-            let mut partition = partition.lock().await;
+            let Ok(mut partition) = partition.try_lock() else { continue };
             if partition.is_ours && partition.taken.is_none() {
                 self.seal_if_quiet(number, &mut partition).await?;
             }

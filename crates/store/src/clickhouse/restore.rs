@@ -35,13 +35,14 @@ impl ClickHouseHistory {
         claimed: &Range<Offset>,
     ) -> Result<(), ClickHouseError> {
         let shard = &self.shards[partition as usize];
+        // ClickHouse takes a name for the answer's column before it takes it for the table's: so those have others.
         let seen = format!(
-            "SELECT device_id, min(received_at) AS first_seen, max(received_at) AS last_seen, \
-             toInt64(countIf(NOT (log_offset >= {start} AND log_offset < {end}))) AS events, toInt64({start}) AS counted_to, \
+            "SELECT device_id, min(at) AS first_seen, max(at) AS last_seen, \
+             toInt64(countIf(NOT (offset_ >= {start} AND offset_ < {end}))) AS events, toInt64({start}) AS counted_to, \
              NULL::Nullable(String) AS metric_name, NULL::Nullable(DateTime64(6, 'UTC')) AS timestamp, \
              NULL::Nullable(Float64) AS metric_value, NULL::Nullable(String) AS text_value, \
              NULL::Nullable(DateTime64(6, 'UTC')) AS received_at, NULL::Nullable(Int64) AS log_offset \
-             FROM (SELECT device_id, received_at, log_offset FROM {table} WHERE log_partition = {partition}) \
+             FROM (SELECT device_id, received_at AS at, log_offset AS offset_ FROM {table} WHERE log_partition = {partition}) \
              GROUP BY device_id",
             start = claimed.start,
             end = claimed.end,

@@ -220,7 +220,7 @@ impl State {
         };
         match state {
             Self::Rows(mut running) => {
-                let Some(rows) = running.answer.next().await? else { return Ok(None) };
+                let Some(rows) = running.next().await? else { return Ok(None) };
                 let rows = shaped(&rows, schema).map_err(|trouble| running.answer.client().error(trouble))?;
                 Ok(Some((rows, Self::Rows(running))))
             }
@@ -239,7 +239,7 @@ impl State {
 /// A query that runs in ClickHouse; ended there when it is dropped before its end.
 pub(super) struct Running {
     pub(super) answer: Answer,
-    query_id: String,
+    end: EndQuery,
 }
 
 impl Running {
@@ -261,15 +261,24 @@ impl Running {
         query: String,
         settings: &[Setting],
     ) -> Result<Self, ClickHouseError> {
-        let query_id = query_id();
-        let answer = client.select(query, &query_id, settings).await?;
-        Ok(Self { answer, query_id })
+        // Before there is an answer, which only begins with the first rows.
+        let mut end = EndQuery { client: client.clone(), query_id: query_id(), is_needed: true };
+        let answer = client.select(query, &end.query_id, settings).await;
+        end.is_needed = answer.is_ok();
+        Ok(Self { answer: answer?, end })
+    }
+
+    /// The next rows; nothing at the end.
+    pub(super) async fn next(&mut self) -> Result<Option<RecordBatch>, ClickHouseError> {
+        let next = self.answer.next().await;
+        self.end.is_needed = matches!(next, Ok(Some(_)));
+        next
     }
 
     /// The one number that the answer is.
     async fn number(&mut self) -> Result<u64, ClickHouseError> {
         let mut number = None;
-        while let Some(rows) = self.answer.next().await? {
+        while let Some(rows) = self.next().await? {
             let column = rows.columns().first().and_then(|column| column.as_primitive_opt::<UInt64Type>());
             number = number.or(column.and_then(|column| column.values().first().copied()));
         }
@@ -277,14 +286,21 @@ impl Running {
     }
 }
 
-impl Drop for Running {
+/// Ends a query when it is dropped.
+struct EndQuery {
+    client: Client,
+    query_id: String,
+    is_needed: bool,
+}
+
+impl Drop for EndQuery {
     fn drop(&mut self) {
         // A closed connection ends the query, too, but only once the server notices.
-        if let (false, Ok(runtime)) = (self.answer.ended(), tokio::runtime::Handle::try_current()) {
-            let client = self.answer.client().clone();
+        if let (true, Ok(runtime)) = (self.is_needed, tokio::runtime::Handle::try_current()) {
+            let client = self.client.clone();
             let statement = format!("KILL QUERY WHERE query_id = '{}' ASYNC", self.query_id);
             runtime.spawn(async move {
-                if let Err(error) = client.execute(&statement).await {
+                if let Err(error) = client.text_on_server(&statement).await {
                     tracing::debug!(%error, "a query was left to end by itself");
                 }
             });

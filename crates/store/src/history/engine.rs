@@ -103,7 +103,47 @@ pub enum NativeError {
     NotAllowed(String),
     /// The engine's own reason.
     #[error(transparent)]
-    Engine(Box<crate::clickhouse::ClickHouseError>),
+    Engine(#[from] EngineError),
+}
+
+/// Why an engine that is a server of its own does not answer a query, as SQL's own failures are told apart. In plans it is a
+/// `DataFusionError::External`.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{message}")]
+pub struct EngineError {
+    /// What kind of failure.
+    pub class: ErrorClass,
+    /// Server and reason.
+    pub message: String,
+}
+
+/// Kinds of failure of an engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorClass {
+    /// The text is not its SQL.
+    Syntax,
+    /// A table that it has not.
+    UnknownTable,
+    /// A column that it has not.
+    UnknownColumn,
+    /// A function that it has not.
+    UnknownFunction,
+    /// Not read-only, or without the right.
+    NotAllowed,
+    /// Took longer than allowed.
+    Timeout,
+    /// Was ended.
+    Cancelled,
+    /// Needs more memory or disk than there is.
+    Memory,
+    /// The answer is larger than allowed.
+    TooLarge,
+    /// Failed on the data.
+    Execution,
+    /// It is away, does not let us in, or has not our tables.
+    Unavailable,
+    /// It answers what is not understood.
+    Internal,
 }
 
 /// From where a partition is to be read.
