@@ -8,7 +8,7 @@ use crate::process::output_of;
 use crate::{Places, tools};
 
 /// Services that tests of this workspace need.
-const NEEDED: &str = "kafka,postgres,clickhouse";
+const NEEDED: &str = "kafka,postgres,clickhouse,redis,s3";
 
 /// Running services.
 pub(crate) struct Services<'a> {

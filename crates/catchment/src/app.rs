@@ -11,6 +11,7 @@ pub(crate) mod history;
 mod listeners;
 pub(crate) mod log;
 mod metrics;
+mod places;
 mod platform;
 
 use std::net::SocketAddr;
@@ -165,12 +166,11 @@ impl App {
         let decoders = Arc::new(Decoders::new(registry.rule_set().await?));
         let engine = engine_of(&engines, Seam::Log)?;
         // Whoever keeps offsets with its rows has nobody to share the work with.
-        let is_shared = !matches!(engine_of(&engines, Seam::History)?, Engine::Embedded(_));
+        let is_shared = matches!(engine_of(&engines, Seam::History)?, Engine::ClickHouse(_));
         let (log, log_identity, group) = log::open(engine, &settings, is_shared).await?;
         let shards = shards(&settings, log.partitions());
-        let history_engine = engine_of(&engines, Seam::History)?;
         let of_log = history::Log { identity: &log_identity, group: &group };
-        let history = history::open(history_engine, &settings, &folder, of_log, &shards).await?;
+        let history = history::open(&engines, &settings, &folder, of_log, &shards).await?;
         let live = LiveHub::new(LiveConfig::default());
 
         let distribute_metrics = DistributeMetrics::default();

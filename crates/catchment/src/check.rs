@@ -4,6 +4,7 @@ mod bridges;
 mod clickhouse;
 #[cfg(feature = "kafka")]
 mod kafka;
+mod s3;
 mod tls;
 
 use std::fs;
@@ -129,6 +130,7 @@ fn engine(settings: &Settings, seam: Seam) -> Finding {
         #[cfg(feature = "kafka")]
         Ok(Engine::Kafka(target)) => kafka::finding(*target, &settings.log),
         Ok(Engine::ClickHouse(target)) => clickhouse::finding(&target),
+        Ok(Engine::S3(place)) => s3::finding(seam, &place),
         Ok(engine) => {
             let arrow = if shown.is_empty() { "" } else { " → " };
             finding(format!("engine {}", seam.name()), format!("{shown}{arrow}{engine}"), Verdict::Good)

@@ -168,7 +168,7 @@ pub(crate) struct ServeArgs {
     /// Engine of the event log: kafka://HOST:PORT/TOPIC, or file:PATH [default: embedded].
     #[arg(long, value_name = "URL", help_heading = "Engines")]
     pub(crate) log: Option<String>,
-    /// Engine of the history [default: embedded].
+    /// Engine of the history [default: embedded]; s3://bucket/prefix keeps its tables in S3.
     #[arg(long, value_name = "URL", help_heading = "Engines")]
     pub(crate) history: Option<String>,
     /// Engine of snapshot and live [default: embedded].
@@ -177,7 +177,7 @@ pub(crate) struct ServeArgs {
     /// Engine of the registry [default: embedded].
     #[arg(long, value_name = "URL", help_heading = "Engines")]
     pub(crate) registry: Option<String>,
-    /// Where history that has grown old goes [default: nowhere].
+    /// Where raw data goes after its hot days [default: nowhere]: file:PATH, s3://bucket/prefix.
     #[arg(long, value_name = "URL", help_heading = "Engines")]
     pub(crate) archive: Option<String>,
     /// What this process does: gateway, distributor, api [default: all].

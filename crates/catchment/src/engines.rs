@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use catchment_eventlog::kafka::{BadTarget, KafkaConfig, KafkaTarget};
 use catchment_store::clickhouse::{BadClickHouseUrl, ClickHouseConfig, ClickHouseTarget};
 use catchment_store::registry::RegistryPlace;
+use catchment_store::storage::s3::{BadS3, S3Config, S3Place};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -41,7 +42,7 @@ impl Seam {
     const fn schemes(self) -> &'static [(&'static str, &'static str)] {
         match self {
             Self::Log => &[("kafka", "kafka")],
-            Self::History => &[("clickhouse", "clickhouse"), ("clickhouses", "clickhouse")],
+            Self::History => &[("clickhouse", "clickhouse"), ("clickhouses", "clickhouse"), ("s3", "s3")],
             Self::Snapshot => &[("redis", "redis"), ("rediss", "redis")],
             Self::Registry => &[("postgres", "postgres"), ("postgresql", "postgres")],
             Self::Archive => &[("s3", "s3")],
@@ -72,6 +73,8 @@ pub(crate) struct EngineUrls {
     pub(crate) kafka: KafkaConfig,
     /// What is no part of a URL of ClickHouse.
     pub(crate) clickhouse: ClickHouseConfig,
+    /// What is no part of a URL of S3.
+    pub(crate) s3: S3Config,
 }
 
 impl EngineUrls {
@@ -101,6 +104,8 @@ pub(crate) enum Engine {
     Kafka(Box<KafkaTarget>),
     /// A database of ClickHouse.
     ClickHouse(Box<ClickHouseTarget>),
+    /// A prefix of a bucket in S3.
+    S3(Box<S3Place>),
     /// Nothing.
     Off,
 }
@@ -114,6 +119,7 @@ impl Engine {
             Self::Postgres(_) => "postgres",
             Self::Kafka(_) => "kafka",
             Self::ClickHouse(_) => "clickhouse",
+            Self::S3(_) => "s3",
             Self::Off => "off",
         }
     }
@@ -127,6 +133,7 @@ impl fmt::Display for Engine {
             Self::Postgres(url) => RegistryPlace::Postgres(url.clone()).fmt(f),
             Self::Kafka(target) => write!(f, "{target}"),
             Self::ClickHouse(target) => write!(f, "{target}"),
+            Self::S3(place) => write!(f, "{place}"),
             Self::Off => f.write_str("off"),
         }
     }
@@ -151,6 +158,8 @@ pub(crate) enum BadEngine {
     BadTarget { seam: Seam, reason: BadTarget },
     #[error("--{}: {reason}", .seam.name())]
     BadClickHouse { seam: Seam, reason: BadClickHouseUrl },
+    #[error("--{}: {reason}", .seam.name())]
+    BadS3 { seam: Seam, reason: BadS3 },
 }
 
 /// What the URL at `seam` means, for a data folder.
@@ -169,6 +178,9 @@ pub(crate) fn resolve(seam: Seam, urls: &EngineUrls, data: &Path) -> Result<Engi
     if scheme == "file" {
         let path = rest.strip_prefix("//").unwrap_or(rest);
         return match (path, seam.folder()) {
+            (path, None) if seam == Seam::Archive && !path.is_empty() => {
+                Ok(Engine::Embedded(PathBuf::from(path)))
+            }
             (_, None) => Err(BadEngine::NoFile { seam }),
             ("", Some(folder)) => Ok(Engine::Embedded(data.join(folder))),
             (path, Some(_)) => Ok(Engine::Embedded(PathBuf::from(path))),
@@ -189,6 +201,13 @@ pub(crate) fn resolve(seam: Seam, urls: &EngineUrls, data: &Path) -> Result<Engi
         return match target {
             Ok(target) => Ok(Engine::Kafka(Box::new(target))),
             Err(reason) => Err(BadEngine::BadTarget { seam, reason }),
+        };
+    }
+    if let (Seam::History | Seam::Archive, "s3") = (seam, scheme) {
+        let place = S3Place::parse(url, &urls.s3);
+        return match place {
+            Ok(place) => Ok(Engine::S3(Box::new(place))),
+            Err(reason) => Err(BadEngine::BadS3 { seam, reason }),
         };
     }
     match seam.schemes().iter().find(|(known, _)| *known == scheme) {
@@ -269,6 +288,30 @@ mod tests {
         let engine = resolve(Seam::Registry, &urls, Path::new("/d")).unwrap();
         assert_eq!(engine.to_string(), "postgresql://h/d");
         assert_eq!(format!("{engine:?}"), "postgresql://h/d");
+    }
+
+    #[test]
+    fn s3_takes_history_and_archive() {
+        let urls = EngineUrls {
+            history: "s3://lake/city/".to_owned(),
+            archive: "s3://cold".to_owned(),
+            ..EngineUrls::default()
+        };
+        let resolved = |seam| resolve(seam, &urls, Path::new("/d")).unwrap();
+        assert_eq!(
+            (resolved(Seam::History).name(), resolved(Seam::History).to_string().as_str()),
+            ("s3", "s3://lake/city")
+        );
+        assert_eq!(resolved(Seam::Archive).to_string(), "s3://cold");
+        for bad in
+            ["s3://", "s3://key:secret@lake", "s3://lake/a//b", "s3://lake/../b", "s3://lake/a?x=secret"]
+        {
+            let urls = EngineUrls { history: bad.to_owned(), ..EngineUrls::default() };
+            let error = resolve(Seam::History, &urls, Path::new("/d")).unwrap_err().to_string();
+            assert!(error.starts_with("--history: ") && !error.contains("secret"), "{error}");
+        }
+        let urls = EngineUrls { archive: "file:/cold".to_owned(), ..EngineUrls::default() };
+        assert_eq!(resolve(Seam::Archive, &urls, Path::new("/d")), Ok(Engine::Embedded("/cold".into())));
     }
 
     #[test]

@@ -26,6 +26,8 @@ mod partition;
 #[cfg(feature = "kafka")]
 mod producer;
 #[cfg(feature = "kafka")]
+mod readings;
+#[cfg(feature = "kafka")]
 mod record;
 #[cfg(feature = "kafka")]
 mod topic;
@@ -37,5 +39,7 @@ pub use self::config::{BadTarget, KafkaConfig, KafkaTarget, Secret, Security};
 pub use self::group::KafkaGroup;
 #[cfg(feature = "kafka")]
 pub use self::log::{KafkaError, KafkaLog, probe};
+#[cfg(feature = "kafka")]
+pub use self::readings::KafkaReadings;
 #[cfg(feature = "kafka")]
 pub use self::topic::Probe;

@@ -10,6 +10,7 @@ pub mod conformance;
 pub mod embedded;
 mod group;
 pub mod kafka;
+pub mod readings;
 mod sync;
 
 use std::future::Future;

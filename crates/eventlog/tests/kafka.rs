@@ -18,9 +18,10 @@ use async_trait::async_trait;
 use catchment_eventlog::conformance::groups::{self, GroupSite};
 use catchment_eventlog::conformance::{self, Site, append, batch, read_all};
 use catchment_eventlog::embedded::LogConfig;
-use catchment_eventlog::kafka::{KafkaConfig, KafkaGroup, KafkaLog, KafkaTarget, probe};
+use catchment_eventlog::kafka::{KafkaConfig, KafkaGroup, KafkaLog, KafkaReadings, KafkaTarget, probe};
+use catchment_eventlog::readings::{PublishReadings, ReadingsBatch};
 use catchment_eventlog::{Assigned, ConsumerGroup, EventLog, GroupError, LogError};
-use catchment_types::{Event, EventBatch, Timestamp};
+use catchment_types::{Event, EventBatch, Reading, RejectReason, Timestamp, Value};
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
@@ -366,6 +367,48 @@ async fn only_what_is_read_is_fetched() {
         let read = tokio::time::timeout(SOON, log.read(1, from, 1)).await.expect("soon").unwrap();
         assert_eq!(conformance::events_from(&read, from)[0], (from, from.to_string()));
         until("nothing is read", || log.fetched().is_empty()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readings_are_published_in_order() {
+    let Some(address) = kafka("readings_are_published_in_order") else { return };
+    let topic = Topic::new(&address);
+    let more = ["readings", "rejects"]
+        .map(|suffix| Topic { address: address.clone(), name: format!("{}.{suffix}", topic.name) });
+    let publisher = KafkaReadings::open(topic.target(), 3).await.unwrap();
+    let events = batch(["first", "second", "third"]);
+    let mut rows = ReadingsBatch::default();
+    for (offset, event) in (40..).zip(&events) {
+        let timestamp = Timestamp(1_645_270_401_000_000);
+        let reading = Reading { timestamp, metric: "rpm", value: Value::Number(offset as f64) };
+        rows.reading(2, offset, &event, &reading);
+        rows.reject(2, offset, &event, RejectReason::Syntax, "is no JSON");
+    }
+    publisher.publish(2, &rows).await.unwrap();
+    // At least once.
+    publisher.publish(2, &rows).await.unwrap();
+    publisher.publish(0, &ReadingsBatch::default()).await.unwrap();
+
+    for (topic, value) in more.iter().zip([r#""metric_value":40.0"#, r#""payload":"first""#]) {
+        let consumer: BaseConsumer = settings(&address).set("group.id", "test").create().unwrap();
+        let mut assignment = TopicPartitionList::new();
+        assignment.add_partition_offset(&topic.name, 2, Offset::Beginning).unwrap();
+        consumer.assign(&assignment).unwrap();
+        for number in 0..6 {
+            let record = consumer.poll(SOON).expect("a record").unwrap();
+            let text = std::str::from_utf8(record.payload().unwrap()).unwrap();
+            assert_eq!(record.key(), Some(&b"device-1"[..]));
+            assert!(
+                text.ends_with(&format!(r#""log_partition":2,"log_offset":{}}}"#, 40 + number % 3)),
+                "{text}"
+            );
+            assert!(number % 3 != 0 || text.contains(value), "{text}");
+            let headers = record.headers().unwrap();
+            let names: Vec<&str> = headers.iter().map(|header| header.key).collect();
+            assert_eq!(names, ["type", "content_type", "timestamp", "received_at"]);
+            assert_eq!(headers.get(1).value, Some(&b"application/json"[..]));
+        }
     }
 }
 

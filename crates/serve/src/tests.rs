@@ -12,7 +12,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode, header};
 use catchment_decode::{Decoders, WorkerDecoders};
-use catchment_store::history::{DeltaHistory, History, HistoryConfig};
+use catchment_store::history::{DeltaHistory, History, HistoryConfig, Places};
 use catchment_store::live::{LiveConfig, LiveHub};
 use catchment_store::registry::{AclRecord, BanRecord, NewToken, Registry, Role};
 use catchment_store::shard::Shard;
@@ -119,10 +119,13 @@ impl Server {
     async fn with(anonymous: bool, sql: SqlConfig) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let shards: Vec<_> = (0..PARTITIONS).map(Shard::new).collect();
-        let history: Arc<dyn History> =
-            DeltaHistory::open(&dir.path().join("history"), HistoryConfig::default(), shards.clone())
-                .await
-                .unwrap();
+        let history: Arc<dyn History> = DeltaHistory::open(
+            &Places::in_folder(dir.path().join("history")),
+            HistoryConfig::default(),
+            shards.clone(),
+        )
+        .await
+        .unwrap();
         let registry = Arc::new(Registry::open(&dir.path().join("registry.sqlite")).await.unwrap());
         let admin = NewToken { realm: DEFAULT_REALM, name: "owner", role: Role::Admin, device_id: None };
         let (_, admin) = registry.create_token(admin).await.unwrap();

@@ -8,8 +8,10 @@
 //! every Delta reader knows: no deletion vectors, no column mapping.
 //!
 //! # Constraints
-//! One process owns the folder (the data folder's lock sees to that), and in it one [`DeltaLog`] the table. Somebody
-//! else's commit is found, reported as [`DeltaError::Conflict`], and never overwritten.
+//! One process owns the table, and in it one [`DeltaLog`]. In a local folder the data folder's lock sees to that. Elsewhere
+//! whoever opens the table takes it over with a commit of its own ([`DeltaLog::take_over`]): the process that had it before
+//! finds that commit where its next one was to be. Somebody else's commit is found, reported as [`DeltaError::Conflict`], and
+//! never overwritten; nothing is written after that.
 //!
 //! - [`actions`]: the lines of a commit.
 //! - [`log`]: loading and committing.
@@ -17,29 +19,22 @@
 
 pub mod actions;
 mod checkpoint;
-mod durable;
 pub mod log;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use thiserror::Error;
 
-pub(crate) use durable::sync_folder;
 pub use log::{DeltaLog, TableDefinition};
+
+use crate::storage::StorageError;
 
 /// Why a table's log cannot be read or written.
 #[derive(Debug, Error)]
 pub enum DeltaError {
-    /// The file system refused.
-    #[error("cannot {what} {path}: {source}")]
-    Io {
-        /// What was tried.
-        what: &'static str,
-        /// File or folder.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
+    /// Where the table is refused.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
     /// A commit or checkpoint that is not one.
     #[error(
         "{path} is damaged: {message}; restore the table's folder from a backup, or move it away to start anew"
@@ -83,11 +78,7 @@ pub enum DeltaError {
 }
 
 impl DeltaError {
-    pub(crate) fn io(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
-        move |source| Self::Io { what, path: path.to_path_buf(), source }
-    }
-
-    fn damaged(path: &Path, message: impl ToString) -> Self {
-        Self::Damaged { path: path.to_path_buf(), message: message.to_string() }
+    fn damaged(path: PathBuf, message: impl ToString) -> Self {
+        Self::Damaged { path, message: message.to_string() }
     }
 }

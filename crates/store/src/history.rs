@@ -1,9 +1,11 @@
-//! History: the seam, and its embedded engine: Delta tables on disk, and queries that see memory and files as one table.
+//! History: the seam, and its embedded engine: Delta tables in a folder or in S3, and queries that see memory and files as one
+//! table.
 //!
 //! # Layout
 //! `{folder}/{table}/_delta_log/` and `{folder}/{table}/date=2026-11-23/….parquet` (rollups: `month=2026-11`). The folder's
 //! column is the table's partition column for Delta readers, and no column of our SQL tables. Rows in a file are in the
-//! order of device, then time. `{folder}/snapshot.parquet` saves a start the reading of them.
+//! order of device, then time. `{folder}/snapshot.parquet` saves a start the reading of them. In S3 the prefix stands for the
+//! folder, and `{prefix}/log.engine` says whose it is.
 //!
 //! # Exactly once
 //! A commit that adds rows has, for each partition, the offset of the log after the last event in them (`txn` action,
@@ -11,9 +13,10 @@
 //! leaves out what is below its own. So a crash between any two steps neither loses a row nor doubles one.
 //!
 //! # Constraints
-//! One process, one [`DeltaHistory`] a folder. Flush and maintenance each run once at a time; flush only adds files, maintenance only
+//! One process, one [`DeltaHistory`] a folder or prefix: in S3 whoever opens it takes it over, see [`crate::delta`]. Flush and maintenance each run once at a time; flush only adds files, maintenance only
 //! works on files that were there when it looked.
 
+mod archive;
 mod background;
 mod blocking;
 mod config;
@@ -25,6 +28,7 @@ mod hook;
 mod local_file;
 mod merge;
 mod metrics;
+mod owner;
 mod period;
 mod provider;
 mod prune;
@@ -37,7 +41,7 @@ mod table;
 mod view;
 mod writer;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -57,12 +61,13 @@ use metrics::HistoryMetrics;
 pub use provider::{AGGREGATED_METRICS, CATALOG, aggregated_metrics};
 
 use crate::shard::Shard;
+use crate::storage::Place;
 use crate::tables::TableId;
+use archive::Archive;
 use blocking::{Urgency, blocking};
 use flush::FlushState;
 use hook::Hook;
-use scan::FileReader;
-use table::{Table, data_files};
+use table::{Part, Table, data_files};
 use view::View;
 
 /// Whether rows come into files.
@@ -81,13 +86,31 @@ pub enum HistoryHealth {
     },
 }
 
+/// Where the tables are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Places {
+    /// Those of history.
+    pub history: Place,
+    /// Where raw data goes after its hot days; none: it is dropped.
+    pub archive: Option<Place>,
+    /// What tells the event log from all others: a place that others can name too is refused to another log.
+    pub log: String,
+}
+
+impl Places {
+    /// A local folder, and no archive.
+    #[must_use]
+    pub fn in_folder(folder: impl Into<PathBuf>) -> Self {
+        Self { history: Place::Folder(folder.into()), archive: None, log: "embedded".to_owned() }
+    }
+}
+
 /// The tables of history.
 pub struct DeltaHistory {
     config: HistoryConfig,
-    folder: PathBuf,
     tables: [Arc<Table>; TableId::COUNT],
+    archive: Option<Archive>,
     view: Arc<View>,
-    reader: FileReader,
     /// Runs merges.
     maintenance: SessionContext,
     /// Held by the one flush that is under way.
@@ -101,35 +124,43 @@ pub struct DeltaHistory {
 }
 
 impl DeltaHistory {
-    /// Loads the tables in `folder`, or makes them; deletes files that no commit names; tells each shard from which
-    /// offset on each table needs rows. Shard `n` is partition `n`.
+    /// Loads the tables, or makes them; deletes files that no commit names; tells each shard from which offset on each table
+    /// needs rows. Shard `n` is partition `n`.
     ///
     /// # Errors
-    /// When the disk refuses, a table's log is damaged, or it was written with more partitions.
+    /// When a place refuses or is another log's, a table's log is damaged, or it was written with more partitions.
     pub async fn open(
-        folder: &Path,
+        places: &Places,
         config: HistoryConfig,
         shards: Vec<Arc<Shard>>,
     ) -> Result<Arc<Self>, StoreError> {
-        let folder = folder.to_path_buf();
-        blocking("opening", Urgency::Soon, move || Self::open_blocking(&folder, config, shards)).await
+        let places = places.clone();
+        blocking("opening", Urgency::Soon, move || Self::open_blocking(&places, config, shards)).await
     }
 
     fn open_blocking(
-        folder: &Path,
+        places: &Places,
         config: HistoryConfig,
         shards: Vec<Arc<Shard>>,
     ) -> Result<Arc<Self>, StoreError> {
         let partitions = shards.len();
+        let storage = places.history.open()?;
+        if storage.is_shared() {
+            owner::belongs_to(&*storage, &places.log)?;
+        }
         let mut tables = Vec::with_capacity(TableId::COUNT);
         for id in TableId::ALL {
-            let table = Table::open(folder, id, partitions)?;
+            let table = Table::open(&storage, Part::Hot, id, partitions)?;
             retain::delete_orphans(&table)?;
             tables.push(Arc::new(table));
         }
         let view = View::new(shards);
+        let archive = match &places.archive {
+            Some(archive) => Some(Archive::open(&archive.open()?, &places.log, &tables, &view)?),
+            None => None,
+        };
         for table in &tables {
-            view.replaced(table.id, &[], data_files(table.id, &table.log.lock()));
+            view.replaced(Part::Hot, table.id, &[], data_files(table.id, &table.log.lock()));
         }
         let offsets: [Vec<Offset>; TableId::COUNT] =
             std::array::from_fn(|table| tables[table].committed(partitions));
@@ -143,10 +174,9 @@ impl DeltaHistory {
         }
         Ok(Arc::new(Self {
             config,
-            folder: folder.to_path_buf(),
+            archive,
             tables: std::array::from_fn(|table| Arc::clone(&tables[table])),
             view: Arc::new(view),
-            reader: FileReader::new(folder)?,
             maintenance: SessionContext::new(),
             committed: watch::Sender::new(flush_state.committed_by_all()),
             flush_state: tokio::sync::Mutex::new(flush_state),

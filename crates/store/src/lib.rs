@@ -5,6 +5,7 @@
 //! - [`clickhouse`]: history in a ClickHouse server instead.
 //! - [`export`]: history's rows by day and month, to be brought elsewhere.
 //! - [`snapshot`]: how latest values and devices are read, whatever has them.
+//! - [`storage`]: where the tables are: a local folder, or S3.
 //! - [`live`]: push of readings to subscribers.
 //! - [`registry`]: devices, decoders and tokens.
 
@@ -16,4 +17,5 @@ pub mod live;
 pub mod registry;
 pub mod shard;
 pub mod snapshot;
+pub mod storage;
 pub mod tables;

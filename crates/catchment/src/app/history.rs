@@ -9,9 +9,11 @@ use catchment_eventlog::{ConsumerGroup, GroupError};
 use catchment_store::clickhouse::ClickHouseHistory;
 use catchment_store::history::{ClaimError, Claims, DeltaHistory, History};
 use catchment_store::shard::Shard;
+use catchment_store::storage::Place;
 use catchment_types::{Offset, PartitionId};
 
-use crate::engines::Engine;
+use super::{engine_of, places};
+use crate::engines::{Engine, Seam};
 use crate::folder::DataFolder;
 use crate::settings::Settings;
 
@@ -28,24 +30,30 @@ pub(crate) struct Log<'a> {
 /// # Errors
 /// The engine does not open, or has rows of another log; says what to do.
 pub(crate) async fn open(
-    engine: &Engine,
+    engines: &[(Seam, Engine)],
     settings: &Settings,
     folder: &DataFolder,
     log: Log<'_>,
     shards: &Arc<[Arc<Shard>]>,
 ) -> anyhow::Result<Arc<dyn History>> {
     let config = settings.history.clone();
-    match engine {
-        Engine::Embedded(path) => {
-            let history = DeltaHistory::open(path, config, shards.to_vec()).await?;
-            let has_history =
-                (0..).zip(shards.iter()).any(|(partition, _)| history.start_offset(partition) > 0);
+    match engine_of(engines, Seam::History)? {
+        Engine::Embedded(_) | Engine::S3(_) => {
+            let places = places::of(engines, folder, log.identity)?;
+            let history = DeltaHistory::open(&places, config, shards.to_vec()).await?;
+            // In S3 it tells itself which log it is of: the data folder may be a new one.
+            let has_history = matches!(places.history, Place::Folder(_))
+                && (0..).zip(shards.iter()).any(|(partition, _)| history.start_offset(partition) > 0);
             folder.belongs_to_log(log.identity, has_history)?;
             let values = history.restore_snapshot().await?;
             tracing::info!(values, "the snapshot is restored");
             Ok(history)
         }
         Engine::ClickHouse(target) => {
+            anyhow::ensure!(
+                *engine_of(engines, Seam::Archive)? == Engine::Off,
+                "--archive is of tables in files; ClickHouse moves old rows to other storage by its own policies: leave --archive away"
+            );
             let identity = match log.identity {
                 "embedded" => {
                     let mut has_history = false;

@@ -37,13 +37,13 @@ impl Source {
     /// # Errors
     /// They do not open, or the log has events that are not in history.
     pub(super) async fn open(side: &Side) -> anyhow::Result<Self> {
-        let is_shared = !matches!(side.engine(Seam::History), Engine::Embedded(_));
+        let is_shared = !matches!(side.engine(Seam::History), Engine::Embedded(_) | Engine::S3(_));
         let (log, identity, group) =
             app::log::open(side.engine(Seam::Log), &side.settings, is_shared).await?;
         let shards: Arc<[Arc<Shard>]> = (0..log.partitions()).map(Shard::new).collect();
         let of_log = app::history::Log { identity: &identity, group: &group };
-        let engine = side.engine(Seam::History);
-        let history = app::history::open(engine, &side.settings, side.own_folder()?, of_log, &shards).await?;
+        let folder = side.own_folder()?;
+        let history = app::history::open(side.engines(), &side.settings, folder, of_log, &shards).await?;
         let mut ends = Vec::new();
         for partition in 0..log.partitions() {
             let (end, start) = (log.range(partition).end, history.take_over(partition).await?);
@@ -94,10 +94,9 @@ impl Target {
             Engine::ClickHouse(target) => {
                 Ok(Self(ClickHouseImport::open(target, &side.settings.history).await?))
             }
-            Engine::Embedded(path) => bail!(
-                "history can be moved into ClickHouse, but not into Delta tables ({}); to move the registry only, name a \
-                 target whose log and history are those of the source",
-                path.display()
+            tables @ (Engine::Embedded(_) | Engine::S3(_)) => bail!(
+                "history can be moved into ClickHouse, but not into Delta tables ({tables}); to move the registry only, name a \
+                 target whose log and history are those of the source"
             ),
             other => bail!("{other} is no history of this build"),
         }

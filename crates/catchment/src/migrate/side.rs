@@ -52,6 +52,11 @@ impl Side {
         Ok(Self { settings, engines, path, folder })
     }
 
+    /// What all seams resolve to.
+    pub(super) fn engines(&self) -> &[(Seam, Engine)] {
+        &self.engines
+    }
+
     /// What a seam resolves to.
     pub(super) fn engine(&self, seam: Seam) -> &Engine {
         let found = self.engines.iter().find(|(other, _)| *other == seam);

@@ -43,6 +43,8 @@ const CLAIM_MAX: Duration = Duration::from_secs(10);
 const CLAIM_AGAIN: Duration = Duration::from_millis(100);
 /// How often the member looks whether it is to stop, or whether a partition can be published.
 const STEP: Duration = Duration::from_millis(50);
+/// How long the library may take to put partitions aside that nobody reads.
+const SETTLE: Duration = Duration::from_millis(250);
 
 /// One member of the group of those who bring a topic's events into a history that they share. Dropped without
 /// [`ConsumerGroup::close`], it leaves without waiting for those who work on its partitions.
@@ -189,6 +191,12 @@ impl Shared {
         member.unsubscribe();
         let deadline = Instant::now() + 2 * LEFT_MAX;
         while !self.state.lock().given.is_empty() && Instant::now() < deadline {
+            serve();
+        }
+        // The library says goodbye to the coordinator once it has put its partitions aside. Closed before that it would not,
+        // and the others would have to miss us.
+        let settled = Instant::now() + SETTLE;
+        while Instant::now() < settled {
             serve();
         }
         // Waits for claims. The last to let go of the member leaves the group with it.

@@ -97,7 +97,7 @@ pub async fn probe(target: KafkaTarget) -> Result<Probe, KafkaError> {
     .await
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, KafkaError> + Send + 'static,
 ) -> Result<T, KafkaError> {
     match tokio::task::spawn_blocking(work).await {

@@ -93,6 +93,9 @@ pub struct Add {
     /// Row count and bounds of columns, JSON in a text: see the protocol's *per-file statistics*.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stats: Option<String>,
+    /// What applications have to say about the file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tags: Option<BTreeMap<String, Option<String>>>,
 }
 
 /// A data file that does not count any more.

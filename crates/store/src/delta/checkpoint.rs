@@ -3,22 +3,21 @@
 //! The columns are the actions as structs; a row has exactly one of them. Arrow's own JSON reader and writer carry them
 //! from and to the same serde structs as a commit's lines.
 
-use std::fs::{self, File};
-use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::json::{LineDelimitedWriter, ReaderBuilder};
+use bytes::Bytes;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::arrow::arrow_writer::ArrowWriterOptions;
 use parquet::basic::Compression;
 use parquet::file::properties::WriterProperties;
 
+use super::DeltaError;
 use super::actions::Action;
-use super::durable::write_file;
-use super::{DeltaError, sync_folder};
+use crate::storage::Storage;
 
 const LAST_CHECKPOINT: &str = "_last_checkpoint";
 
@@ -28,28 +27,26 @@ pub(super) fn file_name(version: u64) -> String {
 }
 
 /// Writes the checkpoint of `version` into `log_folder`, durable and visible at once.
-pub(super) fn write(log_folder: &Path, version: u64, actions: &[Action]) -> Result<(), DeltaError> {
-    let path = log_folder.join(file_name(version));
-    let bytes = encode(actions).map_err(|message| DeltaError::damaged(&path, message))?;
-    replace_file(log_folder, &file_name(version), &bytes)?;
+pub(super) fn write(
+    storage: &dyn Storage,
+    log_folder: &str,
+    version: u64,
+    actions: &[Action],
+) -> Result<(), DeltaError> {
+    let path = format!("{log_folder}/{}", file_name(version));
+    let bytes = encode(actions).map_err(|message| DeltaError::damaged(storage.shown(&path), message))?;
+    storage.replace(&path, bytes.into())?;
     // Only a hint for readers, who list the folder without it; hence after the checkpoint is in place.
     let hint = serde_json::json!({ "version": version, "size": actions.len() }).to_string();
-    replace_file(log_folder, LAST_CHECKPOINT, hint.as_bytes())
+    Ok(storage.replace(&format!("{log_folder}/{LAST_CHECKPOINT}"), hint.into())?)
 }
 
 /// Reads the checkpoint of `version`.
-pub(super) fn read(log_folder: &Path, version: u64) -> Result<Vec<Action>, DeltaError> {
-    let path = log_folder.join(file_name(version));
-    let file = File::open(&path).map_err(DeltaError::io("read", &path))?;
-    decode(file).map_err(|message| DeltaError::damaged(&path, message))
-}
-
-fn replace_file(folder: &Path, name: &str, bytes: &[u8]) -> Result<(), DeltaError> {
-    let temporary = folder.join(format!(".{name}.tmp"));
-    let path = folder.join(name);
-    write_file(&temporary, bytes)?;
-    fs::rename(&temporary, &path).map_err(DeltaError::io("create", &path))?;
-    sync_folder(folder)
+pub(super) fn read(storage: &dyn Storage, log_folder: &str, version: u64) -> Result<Vec<Action>, DeltaError> {
+    let path = format!("{log_folder}/{}", file_name(version));
+    let damaged = |message: &str| DeltaError::damaged(storage.shown(&path), message);
+    let bytes = storage.read(&path)?.ok_or_else(|| damaged("it is gone"))?;
+    decode(bytes).map_err(|message| damaged(&message))
 }
 
 /// Errors are only for display: none is expected, and all mean the same to the caller.
@@ -70,7 +67,7 @@ fn encode(actions: &[Action]) -> Result<Vec<u8>, String> {
     writer.into_inner().map_err(|error| error.to_string())
 }
 
-fn decode(file: File) -> Result<Vec<Action>, String> {
+fn decode(file: Bytes) -> Result<Vec<Action>, String> {
     let reader = ParquetRecordBatchReaderBuilder::try_new(file)
         .and_then(|builder| builder.build())
         .map_err(|error| error.to_string())?;
@@ -131,6 +128,7 @@ fn schema() -> SchemaRef {
                 long("modificationTime"),
                 bool("dataChange"),
                 text("stats"),
+                map("tags"),
             ],
         ),
         structure(

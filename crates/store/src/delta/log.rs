@@ -1,18 +1,23 @@
 //! The state of a table: loaded from checkpoint and commits, changed by commits.
 
 use std::collections::HashMap;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Schema, TimeUnit};
+use bytes::Bytes;
 use catchment_types::Timestamp;
 use serde_json::json;
 
 use super::actions::{Action, Add, Format, Metadata, Protocol, Remove, Transaction};
-use super::durable::{rename_no_replace, write_file};
-use super::{DeltaError, checkpoint, sync_folder};
+use super::{DeltaError, checkpoint};
+use crate::storage::{Creation, Storage};
 
 const LOG_FOLDER: &str = "_delta_log";
+/// Application of the `txn` action by which a process takes the table over; its version is a time.
+const WRITER: &str = "catchment/writer";
+/// A process that still commits while another takes over is met by chance, and not so often in a row.
+const TAKE_OVERS_MAX: u32 = 20;
 
 /// What a new table is made with, and an existing one is compared to.
 #[derive(Debug, Clone)]
@@ -27,11 +32,13 @@ pub struct TableDefinition {
     pub configuration: Vec<(String, String)>,
 }
 
-/// A table's log. All methods block on the disk.
+/// A table's log. All methods block until the storage has answered.
 #[derive(Debug)]
 pub struct DeltaLog {
-    folder: PathBuf,
-    log_folder: PathBuf,
+    storage: Arc<dyn Storage>,
+    /// In the storage.
+    folder: String,
+    log_folder: String,
     /// Of the last commit; none before the first.
     version: Option<u64>,
     /// Versions of the checkpoints there are, ascending.
@@ -40,21 +47,27 @@ pub struct DeltaLog {
     files: HashMap<String, Add>,
     removed: HashMap<String, Remove>,
     transactions: HashMap<String, Transaction>,
-    /// The last commit failed in a way that leaves open whether it counts; the disk tells.
-    unsettled: bool,
+    /// The next commit, when it was made in a way that leaves open whether it counts; to make it again tells.
+    unsettled: Option<Bytes>,
+    /// The version that another process has committed. It has the table now.
+    lost_at: Option<u64>,
 }
 
 impl DeltaLog {
     /// Loads the table in `folder`, or makes an empty one.
     ///
     /// # Errors
-    /// When the disk refuses, the log is damaged, or the table is not of this definition.
-    pub fn open(folder: &Path, definition: &TableDefinition) -> Result<Self, DeltaError> {
-        let log_folder = folder.join(LOG_FOLDER);
-        fs::create_dir_all(&log_folder).map_err(DeltaError::io("create", &log_folder))?;
-        sync_folder(folder)?;
+    /// When the storage refuses, the log is damaged, or the table is not of this definition.
+    pub fn open(
+        storage: &Arc<dyn Storage>,
+        folder: &str,
+        definition: &TableDefinition,
+    ) -> Result<Self, DeltaError> {
+        let log_folder = format!("{folder}/{LOG_FOLDER}");
+        storage.make_folder(&log_folder)?;
         let mut log = Self {
-            folder: folder.to_path_buf(),
+            storage: Arc::clone(storage),
+            folder: folder.to_owned(),
             log_folder,
             version: None,
             checkpoints: Vec::new(),
@@ -62,7 +75,8 @@ impl DeltaLog {
             files: HashMap::new(),
             removed: HashMap::new(),
             transactions: HashMap::new(),
-            unsettled: false,
+            unsettled: None,
+            lost_at: None,
         };
         log.load()?;
         let schema_string = schema_string(definition);
@@ -88,17 +102,46 @@ impl DeltaLog {
                 if metadata.schema_string != schema_string
                     || metadata.partition_columns != [definition.partition_column.0.clone()] =>
             {
-                return Err(DeltaError::Schema { path: log.folder });
+                return Err(DeltaError::Schema { path: log.shown() });
             }
             Some(_) => {}
         }
         Ok(log)
     }
 
-    /// The table's folder.
+    /// As [`Self::open`], for a table that other processes can get at: from now on it is ours, and whoever had it before cannot
+    /// commit any more. What that process was about to commit never counts, so its files can be deleted.
+    ///
+    /// # Errors
+    /// As for [`Self::open`].
+    pub fn take_over(
+        storage: &Arc<dyn Storage>,
+        folder: &str,
+        definition: &TableDefinition,
+    ) -> Result<Self, DeltaError> {
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            let taken = Self::open(storage, folder, definition).and_then(|mut log| {
+                let transaction = Transaction {
+                    app_id: WRITER.to_owned(),
+                    version: now_ms(),
+                    last_updated: Some(now_ms()),
+                };
+                log.commit("TAKE OVER", vec![Action::Txn(transaction)])?;
+                Ok(log)
+            });
+            match taken {
+                Err(DeltaError::Conflict { .. }) if attempts < TAKE_OVERS_MAX => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// The table, as people know it.
     #[must_use]
-    pub fn folder(&self) -> &Path {
-        &self.folder
+    pub fn shown(&self) -> PathBuf {
+        self.storage.shown(&self.folder)
     }
 
     /// The last commit.
@@ -144,61 +187,81 @@ impl DeltaLog {
     /// Whether the outcome of the last commit is unknown: files it names must not be deleted before [`Self::settle`].
     #[must_use]
     pub fn is_unsettled(&self) -> bool {
-        self.unsettled
+        self.unsettled.is_some()
     }
 
-    /// Finds out whether a commit whose outcome was left open by an error counts, and takes it in if so.
+    /// Whether another process has the table.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.lost_at.is_some()
+    }
+
+    /// Makes a commit whose outcome was left open by an error again, so that it counts from now on, and takes it in.
+    ///
+    /// It is not given up instead: a request that is still on its way could make it count at any later time.
     ///
     /// # Errors
-    /// When the disk refuses; the outcome stays open then.
+    /// When the storage refuses: the outcome stays open then. [`DeltaError::Conflict`] when another process has the table.
     pub fn settle(&mut self) -> Result<(), DeltaError> {
-        if self.unsettled {
-            sync_folder(&self.log_folder)?;
-            let next = self.version.map_or(0, |version| version + 1);
-            let path = self.commit_path(next);
-            if path.try_exists().map_err(DeltaError::io("look for", &path))? {
-                self.apply_commit(next)?;
-            }
-            self.unsettled = false;
+        if let Some(version) = self.lost_at {
+            return Err(DeltaError::Conflict { path: self.shown(), version });
         }
-        Ok(())
+        let Some(bytes) = self.unsettled.take() else { return Ok(()) };
+        let settled = self.put(bytes.clone());
+        if settled.is_err() && !self.is_lost() {
+            self.unsettled = Some(bytes);
+        }
+        settled.map(|_| ())
     }
 
     /// Commits actions as the next version: durable and visible to every reader when this returns.
     ///
     /// # Errors
-    /// [`DeltaError::Conflict`] when that version exists already; when the disk refuses, see [`Self::is_unsettled`].
+    /// [`DeltaError::Conflict`] when another process has committed that version; when the storage refuses, see
+    /// [`Self::is_unsettled`].
     pub fn commit(&mut self, operation: &str, actions: Vec<Action>) -> Result<u64, DeltaError> {
         self.settle()?;
-        let version = self.version.map_or(0, |version| version + 1);
         let info = json!({
             "timestamp": now_ms(),
             "operation": operation,
             "operationParameters": {},
             "isBlindAppend": !actions.iter().any(|action| matches!(action, Action::Remove(_))),
             "engineInfo": concat!("catchment/", env!("CARGO_PKG_VERSION")),
+            // No two commits are alike: what is there tells whose it is.
+            "txnId": random_uuid(),
         });
-        let path = self.commit_path(version);
         let mut bytes = json!({ "commitInfo": info }).to_string().into_bytes();
         for action in &actions {
             bytes.push(b'\n');
-            serde_json::to_writer(&mut bytes, action).map_err(|error| DeltaError::damaged(&path, error))?;
+            serde_json::to_writer(&mut bytes, action)
+                .map_err(|error| DeltaError::damaged(self.shown(), error))?;
         }
         bytes.push(b'\n');
+        self.put(bytes.into())
+    }
 
-        let temporary = self.log_folder.join(format!(".{version:020}.json.tmp"));
-        write_file(&temporary, &bytes)?;
-        if !rename_no_replace(&temporary, &path)? {
-            return Err(DeltaError::Conflict { path: self.folder.clone(), version });
+    /// Makes the next commit, unless another process has made one, and takes it in.
+    fn put(&mut self, bytes: Bytes) -> Result<u64, DeltaError> {
+        let version = self.version.map_or(0, |version| version + 1);
+        let path = self.commit_path(version);
+        let created = match self.storage.create(&path, bytes.clone())? {
+            Creation::Exists => match self.storage.read(&path) {
+                Ok(Some(found)) if found == bytes => Ok(()),
+                Ok(Some(_)) => {
+                    self.lost_at = Some(version);
+                    return Err(DeltaError::Conflict { path: self.shown(), version });
+                }
+                Ok(None) => Err(DeltaError::damaged(self.storage.shown(&path), "it comes and goes")),
+                Err(error) => Err(error.into()),
+            },
+            Creation::Done => Ok(()),
+            Creation::Unknown(error) => Err(error.into()),
+        };
+        if let Err(error) = created {
+            self.unsettled = Some(bytes);
+            return Err(error);
         }
-        // From here on it counts for whoever looks, but may be gone after a power cut.
-        self.unsettled = true;
-        sync_folder(&self.log_folder)?;
-        self.unsettled = false;
-        self.version = Some(version);
-        for action in actions {
-            self.apply(action)?;
-        }
+        self.apply_commit(version, &bytes)?;
         Ok(version)
     }
 
@@ -223,7 +286,7 @@ impl DeltaLog {
                 .values()
                 .map(|remove| Action::Remove(Remove { data_change: false, ..remove.clone() })),
         );
-        checkpoint::write(&self.log_folder, version, &actions)?;
+        checkpoint::write(&*self.storage, &self.log_folder, version, &actions)?;
         if self.checkpoints.last() != Some(&version) {
             self.checkpoints.push(version);
         }
@@ -232,13 +295,14 @@ impl DeltaLog {
 
     fn delete_replaced(&mut self) -> Result<(), DeltaError> {
         let Some(&keep_from) = self.checkpoints.iter().rev().nth(1) else { return Ok(()) };
-        for (version, path) in list(&self.log_folder)?.into_iter().filter_map(|file| match file {
-            LogFile::Commit(version, path) => Some((version, path)),
-            LogFile::Checkpoint(version, path) => Some((version, path)),
-            LogFile::Temporary(_) => None,
-        }) {
-            if version < keep_from {
-                fs::remove_file(&path).map_err(DeltaError::io("delete", &path))?;
+        for file in self.list()? {
+            match file {
+                LogFile::Commit(version, path) | LogFile::Checkpoint(version, path)
+                    if version < keep_from =>
+                {
+                    self.storage.delete(&path)?;
+                }
+                _ => {}
             }
         }
         self.checkpoints.retain(|&version| version >= keep_from);
@@ -247,45 +311,48 @@ impl DeltaLog {
 
     fn load(&mut self) -> Result<(), DeltaError> {
         let mut commits = Vec::new();
-        for file in list(&self.log_folder)? {
+        for file in self.list()? {
             match file {
                 LogFile::Commit(version, _) => commits.push(version),
                 LogFile::Checkpoint(version, _) => self.checkpoints.push(version),
                 // Left by a crash; never counted.
-                LogFile::Temporary(path) => {
-                    fs::remove_file(&path).map_err(DeltaError::io("delete", &path))?
-                }
+                LogFile::Temporary(path) => self.storage.delete(&path)?,
             }
         }
         commits.sort_unstable();
         self.checkpoints.sort_unstable();
         if let Some(&version) = self.checkpoints.last() {
-            for action in checkpoint::read(&self.log_folder, version)? {
+            for action in checkpoint::read(&*self.storage, &self.log_folder, version)? {
                 self.apply(action)?;
             }
             self.version = Some(version);
         }
-        for version in commits {
-            let next = self.version.map_or(0, |version| version + 1);
-            if version > next {
-                return Err(DeltaError::damaged(&self.commit_path(next), "the commit is missing"));
-            }
-            if version == next {
-                self.apply_commit(version)?;
-            }
+        let first = self.version.map_or(0, |version| version + 1);
+        commits.retain(|&version| version >= first);
+        let paths: Vec<_> = commits.iter().map(|&version| self.commit_path(version)).collect();
+        let texts = self.storage.read_all(&paths)?;
+        for ((next, version), bytes) in (first..).zip(commits).zip(texts) {
+            let path = self.storage.shown(&self.commit_path(next));
+            let bytes = bytes.filter(|_| version == next);
+            let bytes = bytes.ok_or_else(|| DeltaError::damaged(path, "the commit is missing"))?;
+            self.apply_commit(version, &bytes)?;
         }
         if self.version.is_some() && self.metadata.is_none() {
-            return Err(DeltaError::damaged(&self.log_folder, "no commit says what the table's schema is"));
+            let path = self.storage.shown(&self.log_folder);
+            return Err(DeltaError::damaged(path, "no commit says what the table's schema is"));
         }
         Ok(())
     }
 
-    fn apply_commit(&mut self, version: u64) -> Result<(), DeltaError> {
-        let path = self.commit_path(version);
-        let text = fs::read_to_string(&path).map_err(DeltaError::io("read", &path))?;
-        for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-            let action = serde_json::from_str(line)
-                .map_err(|error| DeltaError::damaged(&path, format!("line {}: {error}", number + 1)))?;
+    fn apply_commit(&mut self, version: u64, bytes: &[u8]) -> Result<(), DeltaError> {
+        for (number, line) in (1..).zip(bytes.split(|&byte| byte == b'\n')) {
+            if line.trim_ascii().is_empty() {
+                continue;
+            }
+            let action = serde_json::from_slice(line).map_err(|error| {
+                let path = self.storage.shown(&self.commit_path(version));
+                DeltaError::damaged(path, format!("line {number}: {error}"))
+            })?;
             self.apply(action)?;
         }
         self.version = Some(version);
@@ -296,7 +363,7 @@ impl DeltaLog {
         match action {
             Action::Protocol(Protocol { min_reader_version: reader, min_writer_version: writer }) => {
                 if reader > Protocol::OURS.min_reader_version || writer > Protocol::OURS.min_writer_version {
-                    return Err(DeltaError::Protocol { path: self.folder.clone(), reader, writer });
+                    return Err(DeltaError::Protocol { path: self.shown(), reader, writer });
                 }
             }
             Action::MetaData(metadata) => self.metadata = Some(metadata),
@@ -316,32 +383,31 @@ impl DeltaLog {
         Ok(())
     }
 
-    fn commit_path(&self, version: u64) -> PathBuf {
-        self.log_folder.join(format!("{version:020}.json"))
+    fn commit_path(&self, version: u64) -> String {
+        format!("{}/{version:020}.json", self.log_folder)
     }
-}
 
-enum LogFile {
-    Commit(u64, PathBuf),
-    Checkpoint(u64, PathBuf),
-    Temporary(PathBuf),
-}
-
-fn list(log_folder: &Path) -> Result<Vec<LogFile>, DeltaError> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(log_folder).map_err(DeltaError::io("list", log_folder))? {
-        let entry = entry.map_err(DeltaError::io("list", log_folder))?;
-        let name = entry.file_name();
-        let Some(name) = name.to_str() else { continue };
-        if name.starts_with('.') && name.ends_with(".tmp") {
-            files.push(LogFile::Temporary(entry.path()));
-        } else if let Some(version) = name.strip_suffix(".checkpoint.parquet").and_then(parse_version) {
-            files.push(LogFile::Checkpoint(version, entry.path()));
-        } else if let Some(version) = name.strip_suffix(".json").and_then(parse_version) {
-            files.push(LogFile::Commit(version, entry.path()));
+    fn list(&self) -> Result<Vec<LogFile>, DeltaError> {
+        let mut files = Vec::new();
+        for name in self.storage.list(&self.log_folder)? {
+            let path = format!("{}/{name}", self.log_folder);
+            if name.starts_with('.') && name.ends_with(".tmp") {
+                files.push(LogFile::Temporary(path));
+            } else if let Some(version) = name.strip_suffix(".checkpoint.parquet").and_then(parse_version) {
+                files.push(LogFile::Checkpoint(version, path));
+            } else if let Some(version) = name.strip_suffix(".json").and_then(parse_version) {
+                files.push(LogFile::Commit(version, path));
+            }
         }
+        Ok(files)
     }
-    Ok(files)
+}
+
+/// A file of the log, with its path in the storage.
+enum LogFile {
+    Commit(u64, String),
+    Checkpoint(u64, String),
+    Temporary(String),
 }
 
 fn parse_version(text: &str) -> Option<u64> {

@@ -1,5 +1,6 @@
 //! What history does on its own: flush by age and size, compaction, retention, checkpoints, the saved snapshot.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use catchment_types::Timestamp;
@@ -7,7 +8,10 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::DeltaHistory;
+use super::data_file::DataFile;
 use super::error::StoreError;
+use super::retain::is_over;
+use super::table::Table;
 
 /// How often the amount of buffered rows is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
@@ -82,12 +86,46 @@ impl DeltaHistory {
     /// Expires, merges and tidies every table once. Must not run twice at a time: [`DeltaHistory::work`] is the only caller
     /// besides tests.
     pub(super) async fn maintain(&self, now: Timestamp) -> Result<(), StoreError> {
+        let mut failed = None;
         for table in &self.tables {
-            self.expire(table, now).await?;
-            self.compact(table).await?;
+            let archive = self.archive.as_ref().and_then(|archive| archive.table(table.id));
+            let days = self.config.retention_days(table.id);
+            match (days, archive) {
+                (Some(days), None) => self.expire(table, days, now).await?,
+                // The archive may be away for long; history is looked after all the same.
+                (days, Some(archive)) => {
+                    if let Err(error) = self.maintain_archive(table, archive, days, now).await {
+                        failed = failed.or(Some(error));
+                    }
+                }
+                (None, None) => {}
+            }
+            let is_leaving = |file: &DataFile| {
+                archive.is_some()
+                    && (days.is_some_and(|days| is_over(table, file, days, now)) || table.is_exporting(file))
+            };
+            self.compact(table, |file| !is_leaving(file)).await?;
             self.tidy(table, now).await?;
             self.metrics.files(table.id, &self.view.files(table.id));
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Moves to the archive what is due, and looks after what is there.
+    async fn maintain_archive(
+        &self,
+        hot: &Arc<Table>,
+        archive: &Arc<Table>,
+        days: Option<u32>,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        if let Some(days) = days {
+            self.export(hot, archive, days, now).await?;
+        }
+        if self.config.archive_retention_days > 0 {
+            self.expire(archive, self.config.archive_retention_days, now).await?;
+        }
+        self.compact(archive, |_| true).await?;
+        self.tidy(archive, now).await
     }
 }

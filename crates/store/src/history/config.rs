@@ -24,8 +24,10 @@ pub struct HistoryConfig {
     pub compact_files_min: usize,
     /// Files of this size are not merged any further, bytes.
     pub compact_bytes_max: u64,
-    /// Days for which `raw_events` and `raw_metrics` are kept; 0 keeps them for ever.
+    /// Days for which `raw_events` and `raw_metrics` are kept, and then archived if there is an archive; 0 keeps them for ever.
     pub raw_retention_days: u32,
+    /// Days after which what is archived goes for good; 0 keeps it for ever.
+    pub archive_retention_days: u32,
     /// Days for which the rollups are kept, whole months at a time; 0 keeps them for ever.
     pub rollup_retention_days: u32,
     /// Days for which `rejects` is kept; 0 keeps them for ever.
@@ -44,6 +46,7 @@ impl Default for HistoryConfig {
             compact_files_min: 8,
             compact_bytes_max: 128 << 20,
             raw_retention_days: 7,
+            archive_retention_days: 0,
             rollup_retention_days: 365,
             reject_retention_days: 7,
             vacuum_grace_ms: 600_000,

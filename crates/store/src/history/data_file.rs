@@ -55,6 +55,7 @@ impl DataFile {
             modification_time: self.written_at.as_micros() / 1000,
             data_change,
             stats: self.stats.as_ref().map(|stats| stats.to_json(table)),
+            tags: None,
         }
     }
 

@@ -10,6 +10,7 @@ use thiserror::Error;
 use super::engine::ClaimError;
 use crate::clickhouse::ClickHouseError;
 use crate::delta::DeltaError;
+use crate::storage::StorageError;
 
 /// Why history cannot be opened, written or read.
 #[derive(Debug, Error)]
@@ -31,15 +32,30 @@ pub enum StoreError {
         /// Why; a full disk is told here.
         source: ParquetError,
     },
-    /// The file system refused.
-    #[error("cannot {what} {path}: {source}")]
-    Io {
-        /// What was tried.
-        what: &'static str,
-        /// File or folder.
+    /// Where the tables are.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The tables go on from offsets of another event log.
+    #[error(
+        "{path} belongs to another event log ({found}, not {log}): what is between their offsets would be lost or doubled; \
+         choose that log, or name another folder or prefix"
+    )]
+    OtherLog {
+        /// The file that tells whose it is.
         path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
+        /// Whose it is.
+        found: String,
+        /// Who we are.
+        log: String,
+    },
+    /// A store on which commits are not safe.
+    #[error(
+        "{path} was written twice although it was to be written only if it is not there: the store ignores `If-None-Match`, \
+         so that commits on it are not safe; use one that knows conditional puts"
+    )]
+    NotConditional {
+        /// The file.
+        path: PathBuf,
     },
     /// Rows that do not fit together.
     #[error("rows of {table} cannot be arranged: {source}")]

@@ -17,6 +17,7 @@ use super::hook::{Hook, Step};
 use super::table::{Table, committed, data_files, offset_action};
 use super::writer::{FileWriter, delete_uncommitted, join, pick, shared};
 use super::{DeltaHistory, HistoryHealth, Urgency, sort};
+use crate::delta::DeltaLog;
 use crate::delta::actions::Action;
 use crate::tables::TableId;
 
@@ -184,14 +185,14 @@ impl TableFlush {
         let mut log = self.table.log.lock();
         if committed(&log, self.start.len()) != self.start {
             // A flush that was given up by its caller went on, and was first.
-            delete_uncommitted(&self.table.folder, &files);
-            return Ok(data_files(self.table.id, &log));
+            delete_uncommitted(&self.table, &files);
+            return Ok(self.files(&log));
         }
         match log.commit("WRITE", actions) {
             Ok(_) => Ok(shared(files)),
             Err(error) => {
                 if !log.is_unsettled() {
-                    delete_uncommitted(&self.table.folder, &files);
+                    delete_uncommitted(&self.table, &files);
                 }
                 Err(error.into())
             }
@@ -203,14 +204,22 @@ impl TableFlush {
         let mut log = self.table.log.lock();
         log.settle()?;
         let done = committed(&log, self.start.len()) != self.start;
-        Ok(done.then(|| data_files(self.table.id, &log)))
+        Ok(done.then(|| self.files(&log)))
+    }
+
+    /// All of the table's, but for a merged one that queries are not to see before those go that it has the rows of.
+    fn files(&self, log: &DeltaLog) -> Vec<Arc<DataFile>> {
+        let merged = self.table.unsettled.lock().as_ref().map(|replaced| replaced.new.path.clone());
+        let mut files = data_files(self.table.id, log);
+        files.retain(|file| merged.as_ref() != Some(&file.path));
+        files
     }
 
     fn write_files(&self) -> Result<Vec<DataFile>, StoreError> {
         let mut files = Vec::new();
         let result = self.write_files_into(&mut files);
         if result.is_err() {
-            delete_uncommitted(&self.table.folder, &files);
+            delete_uncommitted(&self.table, &files);
         }
         result.map(|()| files)
     }
@@ -219,7 +228,7 @@ impl TableFlush {
         let id = self.table.id;
         let rows = join(id, &self.rows)?;
         for (period, numbers) in sort::by_period(id, &rows) {
-            let mut writer = FileWriter::create(id, &self.table.folder, &period)?;
+            let mut writer = FileWriter::create(&self.table, &period)?;
             for numbers in numbers.chunks(BATCH_ROWS) {
                 writer.write(&pick(id, &rows, numbers)?)?;
             }

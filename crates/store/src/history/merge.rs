@@ -19,7 +19,7 @@ use futures::StreamExt;
 
 use super::data_file::DataFile;
 use super::error::StoreError;
-use super::table::Table;
+use super::table::{Replacement, Table};
 use super::writer::{FileWriter, delete_uncommitted};
 use super::{DeltaHistory, Urgency, blocking};
 use crate::delta::actions::Action;
@@ -33,66 +33,108 @@ const FILES_MAX: usize = 16;
 const TIER_BYTES: u64 = 256 << 10;
 
 impl DeltaHistory {
-    /// Merges files of the table until no day or month has too many small ones.
-    pub(super) async fn compact(&self, table: &Arc<Table>) -> Result<(), StoreError> {
-        while let Some(files) =
-            due(&self.view.files(table.id), self.config.compact_files_min, self.config.compact_bytes_max)
-        {
+    /// Merges files of the table until no day or month has too many small ones. Those that `may_merge` denies stay as they are.
+    pub(super) async fn compact(
+        &self,
+        table: &Arc<Table>,
+        may_merge: impl Fn(&DataFile) -> bool,
+    ) -> Result<(), StoreError> {
+        self.settle_merge(table).await?;
+        loop {
+            let mut files = self.view.files_in(table.part, table.id).to_vec();
+            files.retain(|file| may_merge(file));
+            let Some(files) = due(&files, self.config.compact_files_min, self.config.compact_bytes_max)
+            else {
+                return Ok(());
+            };
             let merged = self.merge(table, &files).await?;
-            self.metrics.compacted(table.id, files.len());
-            tracing::debug!(
-                table = table.id.name(),
-                period = merged.period,
-                files = files.len(),
-                bytes = merged.bytes,
-                "merged files"
-            );
-            self.view.replaced(table.id, &files, vec![merged]);
+            self.merged(table, Replacement { old: files, new: merged });
+        }
+    }
+
+    /// Takes a merge in whose outcome was left open.
+    async fn settle_merge(&self, table: &Arc<Table>) -> Result<(), StoreError> {
+        let settling = Arc::clone(table);
+        if let Some(replaced) =
+            blocking("settling of a merge", Urgency::Later, move || settling.settle()).await?
+        {
+            self.merged(table, replaced);
         }
         Ok(())
     }
 
+    fn merged(&self, table: &Table, replaced: Replacement) {
+        let Replacement { old, new } = replaced;
+        self.metrics.compacted(table.id, old.len());
+        tracing::debug!(
+            table = table.id.name(),
+            part = table.part.name(),
+            period = new.period,
+            files = old.len(),
+            bytes = new.bytes,
+            "merged files"
+        );
+        self.view.replaced(table.part, table.id, &old, vec![new]);
+    }
+
     /// Writes and commits one file in place of `files`, which are of one period.
     async fn merge(&self, table: &Arc<Table>, files: &[Arc<DataFile>]) -> Result<Arc<DataFile>, StoreError> {
+        let old = files.to_vec();
+        self.rewrite(table, table, files, move |table, merged| commit(table, old, merged)).await
+    }
+
+    /// Writes the rows of files of `from`, which are of one period, in order into one file of `to`, and has it committed.
+    pub(super) async fn rewrite(
+        &self,
+        from: &Table,
+        to: &Arc<Table>,
+        files: &[Arc<DataFile>],
+        commit: impl FnOnce(&Table, DataFile) -> Result<Arc<DataFile>, StoreError> + Send + 'static,
+    ) -> Result<Arc<DataFile>, StoreError> {
         let context = self.maintenance.task_ctx();
-        let (scan, order) = self.reader.scan_in_order(&context.runtime_env(), table.id, files, BATCH_ROWS)?;
+        let (scan, order) = from.reader.scan_in_order(&context.runtime_env(), from.id, files, BATCH_ROWS)?;
         let mut plan: Arc<dyn ExecutionPlan> = Arc::new(SortPreservingMergeExec::new(order, scan));
-        if table.id == TableId::MetricRollups {
+        if from.id == TableId::MetricRollups {
             plan = merge_states(plan)?;
         }
-        let (table, files) = (Arc::clone(table), files.to_vec());
+        let to = Arc::clone(to);
+        let period = files.first().map_or_else(String::new, |file| file.period.clone());
         blocking("merge", Urgency::Later, move || {
             // One of this thread alone: on the caller's, decoding would compete with those who wait for an answer.
             let runtime = tokio::runtime::Builder::new_current_thread()
+                // Requests to S3 that are to be tried again wait in here.
+                .enable_time()
                 .build()
                 .map_err(|error| StoreError::Interrupted { what: "merge", message: error.to_string() })?;
             let _entered = runtime.enter();
             let mut rows = plan.execute(0, context)?;
-            let period = files.first().map_or("", |file| file.period.as_str());
-            let mut writer = FileWriter::create(table.id, &table.folder, period)?;
+            let mut writer = FileWriter::create(&to, &period)?;
             while let Some(batch) = runtime.block_on(rows.next()) {
-                writer.write(&with_schema(table.id, &batch?)?)?;
+                writer.write(&with_schema(to.id, &batch?)?)?;
             }
-            let merged = writer.finish()?;
-            commit(&table, &files, &merged)?;
-            Ok(Arc::new(merged))
+            commit(&to, writer.finish()?)
         })
         .await
     }
 }
 
-fn commit(table: &Table, old: &[Arc<DataFile>], merged: &DataFile) -> Result<(), StoreError> {
+fn commit(table: &Table, old: Vec<Arc<DataFile>>, merged: DataFile) -> Result<Arc<DataFile>, StoreError> {
     let now_ms = Timestamp::now().as_micros() / 1000;
     let mut log = table.log.lock();
     let removes: Vec<_> = old.iter().filter_map(|file| log.file(&file.path)).collect();
     let mut actions: Vec<_> = removes.iter().map(|add| Action::Remove(add.remove(now_ms, false))).collect();
     actions.push(Action::Add(merged.to_add(table.id, false)));
-    let result = log.commit("OPTIMIZE", actions);
-    if result.is_err() && !log.is_unsettled() {
-        delete_uncommitted(&table.folder, std::slice::from_ref(merged));
+    match log.commit("OPTIMIZE", actions) {
+        Ok(_) => Ok(Arc::new(merged)),
+        Err(error) if log.is_unsettled() => {
+            *table.unsettled.lock() = Some(Replacement { old, new: Arc::new(merged) });
+            Err(error.into())
+        }
+        Err(error) => {
+            delete_uncommitted(table, std::slice::from_ref(&merged));
+            Err(error.into())
+        }
     }
-    result?;
-    Ok(())
 }
 
 /// Files of one period that are to be merged now, oldest first.

@@ -31,6 +31,7 @@ pub(super) struct HistoryMetrics {
     file_bytes: Family<TableLabel, Gauge>,
     compacted_files: Family<TableLabel, Counter>,
     expired_files: Family<TableLabel, Counter>,
+    archived_files: Family<TableLabel, Counter>,
     maintenance_failures: Counter,
 }
 
@@ -47,6 +48,7 @@ impl Default for HistoryMetrics {
             file_bytes: Family::default(),
             compacted_files: Family::default(),
             expired_files: Family::default(),
+            archived_files: Family::default(),
             maintenance_failures: Counter::default(),
         }
     }
@@ -85,6 +87,7 @@ impl HistoryMetrics {
         );
         registry.register("compacted_files", "Files merged into others", self.compacted_files.clone());
         registry.register("expired_files", "Files taken out by retention", self.expired_files.clone());
+        registry.register("archived_files", "Files moved to the archive", self.archived_files.clone());
         registry.register(
             "maintenance_failures",
             "Rounds of compaction, retention and checkpoints that failed",
@@ -122,6 +125,10 @@ impl HistoryMetrics {
 
     pub(super) fn expired(&self, table: TableId, files: usize) {
         self.expired_files.get_or_create(&label(table)).inc_by(files as u64);
+    }
+
+    pub(super) fn archived(&self, table: TableId, files: usize) {
+        self.archived_files.get_or_create(&label(table)).inc_by(files as u64);
     }
 
     pub(super) fn maintenance_failed(&self) {

@@ -22,6 +22,7 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::union::UnionExec;
 
 use super::DeltaHistory;
+use super::data_file::FileList;
 use super::prune::prune;
 use super::scan::FileReader;
 use super::view::View;
@@ -39,7 +40,13 @@ const AGGREGATED_METRICS_SQL: &str = "SELECT device_id, time_bucket, metric_name
 impl DeltaHistory {
     /// A table for SQL. Each scan sees every row exactly once, wherever it is at that moment.
     pub(super) fn table(&self, table: TableId) -> Arc<dyn TableProvider> {
-        Arc::new(HistoryTable { table, view: Arc::clone(&self.view), reader: self.reader.clone() })
+        let archive = self.archive.as_ref().and_then(|archive| archive.table(table));
+        Arc::new(HistoryTable {
+            table,
+            view: Arc::clone(&self.view),
+            files: self.tables[table.index()].reader.clone(),
+            archived: archive.map(|archive| archive.reader.clone()),
+        })
     }
 
     /// Registers the tables and the view `aggregated_metrics` in the schema `catchment.main`, both of which are made
@@ -118,7 +125,8 @@ fn wanted_device(filter: &Expr) -> Option<&str> {
 struct HistoryTable {
     table: TableId,
     view: Arc<View>,
-    reader: FileReader,
+    files: FileReader,
+    archived: Option<FileReader>,
 }
 
 impl fmt::Debug for HistoryTable {
@@ -157,22 +165,26 @@ impl TableProvider for HistoryTable {
             None => None,
         };
         let snapshot = self.view.snapshot(self.table, filters.iter().find_map(wanted_device));
-        let files = match &predicate {
-            Some(predicate) => prune(self.table, &snapshot.files, predicate),
-            None => snapshot.files.to_vec(),
+        let pruned = |files: &FileList| match &predicate {
+            Some(predicate) => prune(self.table, files, predicate),
+            None => files.to_vec(),
         };
-        let mut inputs: Vec<Arc<dyn ExecutionPlan>> = Vec::with_capacity(2);
-        if !snapshot.memory.is_empty() || files.is_empty() {
+        let (files, archived) = (pruned(&snapshot.files), pruned(&snapshot.archived));
+        let mut inputs: Vec<Arc<dyn ExecutionPlan>> = Vec::with_capacity(3);
+        if !snapshot.memory.is_empty() || files.is_empty() && archived.is_empty() {
             inputs.push(MemorySourceConfig::try_new_exec(
                 &[snapshot.memory],
                 Arc::clone(&schema),
                 projection.cloned(),
             )?);
         }
+        // A limit counts rows after the filters, which the optimizer only hands to the files later.
+        let limit = limit.filter(|_| predicate.is_none());
         if !files.is_empty() {
-            // A limit counts rows after the filters, which the optimizer only hands to the files later.
-            let limit = limit.filter(|_| predicate.is_none());
-            inputs.push(self.reader.scan(state, self.table, &files, projection, limit)?);
+            inputs.push(self.files.scan(state, self.table, &files, projection, limit)?);
+        }
+        if let Some(reader) = self.archived.as_ref().filter(|_| !archived.is_empty()) {
+            inputs.push(reader.scan(state, self.table, &archived, projection, limit)?);
         }
         match inputs.len() {
             1 => Ok(inputs.remove(0)),

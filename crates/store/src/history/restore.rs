@@ -5,26 +5,22 @@
 //! row of each metric of a device before a shard looks at it, and the newest files come first.
 
 use std::collections::HashSet;
-use std::fs::File;
-use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{RecordBatch, UInt32Array};
 use catchment_types::{DEFAULT_REALM, Offset, partition_of};
 use datafusion::error::DataFusionError;
 use foldhash::{HashMap, HashMapExt};
-use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::{
-    ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
-};
 use parquet::errors::ParquetError;
 
 use super::data_file::FileList;
 use super::error::StoreError;
 use super::snapshot_file::{self, Covered};
 use super::sort::strings;
+use super::table::Table;
 use super::{DeltaHistory, Urgency, blocking};
 use crate::shard::Shard;
+use crate::storage::Wanted;
 use crate::tables::TableId;
 
 const BATCH_ROWS: usize = 16 << 10;
@@ -37,18 +33,20 @@ impl DeltaHistory {
     /// When a file cannot be read.
     pub async fn restore_snapshot(&self) -> Result<u64, StoreError> {
         let [events, metrics] = [TableId::RawEvents, TableId::RawMetrics].map(|table| self.view.files(table));
-        let [events_folder, metrics_folder] =
-            [TableId::RawEvents, TableId::RawMetrics].map(|table| self.tables[table.index()].folder.clone());
-        let (folder, view) = (self.folder.clone(), Arc::clone(&self.view));
+        let [events_table, metrics_table] =
+            [TableId::RawEvents, TableId::RawMetrics].map(|table| Arc::clone(&self.tables[table.index()]));
+        let view = Arc::clone(&self.view);
         blocking("restoring of the snapshot", Urgency::Soon, move || {
             let shards = view.shards();
-            let covered = snapshot_file::read(&folder, |rows| give_all(shards, rows, Shard::restore_saved))?;
+            let covered = snapshot_file::read(&*events_table.storage, |rows| {
+                give_all(shards, rows, Shard::restore_saved)
+            })?;
             let covered = covered.unwrap_or_default();
             for file in left(&events, &covered.raw_events) {
-                restore_events(&events_folder.join(file), shards)?;
+                restore_events(&events_table, file, shards)?;
             }
             for file in left(&metrics, &covered.raw_metrics) {
-                restore_values(&metrics_folder.join(file), shards)?;
+                restore_values(&metrics_table, file, shards)?;
             }
             Ok(shards.iter().map(|shard| shard.stats().metrics as u64).sum())
         })
@@ -65,9 +63,12 @@ impl DeltaHistory {
         // Before the shards are looked at: they know what is in these.
         let paths = |table| self.view.files(table).iter().map(|file| file.path.clone()).collect();
         let covered = Covered::new(paths(TableId::RawEvents), paths(TableId::RawMetrics));
-        let (folder, view) = (self.folder.clone(), Arc::clone(&self.view));
+        let table = Arc::clone(&self.tables[TableId::RawEvents.index()]);
+        let view = Arc::clone(&self.view);
         let saved = blocking("saving of the snapshot", Urgency::Soon, move || {
-            snapshot_file::write(&folder, view.shards(), &covered)
+            // It is another process's to save, then.
+            table.log.lock().settle()?;
+            snapshot_file::write(&*table.storage, view.shards(), &covered)
         });
         let rows = saved.await?;
         tracing::debug!(rows, "saved the snapshot");
@@ -85,42 +86,35 @@ fn left<'a>(files: &'a FileList, covered: &HashSet<String>) -> impl Iterator<Ite
     files.iter().rev().map(|file| file.path.as_str()).filter(|path| !covered.contains(*path))
 }
 
-fn restore_values(path: &Path, shards: &[Arc<Shard>]) -> Result<(), StoreError> {
+fn restore_values(table: &Table, file: &str, shards: &[Arc<Shard>]) -> Result<(), StoreError> {
     let columns = ["device_id", "timestamp", "metric_name", "metric_value", "text_value", "log_offset"];
-    read(path, TableId::RawMetrics, columns, |rows| {
-        give(shards, rows, &newest_of_each(rows), Shard::restore_latest)
-    })
+    read(table, file, &columns, |rows| give(shards, rows, &newest_of_each(rows), Shard::restore_latest))
 }
 
-fn restore_events(path: &Path, shards: &[Arc<Shard>]) -> Result<(), StoreError> {
+fn restore_events(table: &Table, file: &str, shards: &[Arc<Shard>]) -> Result<(), StoreError> {
     let columns = ["device_id", "received_at", "log_offset"];
-    read(path, TableId::RawEvents, columns, |rows| give_all(shards, rows, Shard::restore_events))
+    read(table, file, &columns, |rows| give_all(shards, rows, Shard::restore_events))
 }
 
 /// Reads some columns of a data file.
-fn read<const N: usize>(
-    path: &Path,
-    table: TableId,
-    columns: [&str; N],
+fn read(
+    table: &Table,
+    file: &str,
+    columns: &[&str],
     mut each: impl FnMut(&RecordBatch) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
-    let error = |error: DataFusionError| StoreError::Read(error.context(path.display().to_string()));
-    let file = File::open(path).map_err(|source| error(source.into()))?;
-    for rows in reader(file, table, columns).map_err(|source| error(source.into()))? {
-        each(&rows.map_err(|source| error(source.into()))?)?;
+    let path = table.path(file);
+    let error = |error: ParquetError| {
+        let path = table.storage.shown(&path).display().to_string();
+        StoreError::Read(DataFusionError::from(error).context(path))
+    };
+    let wanted = Wanted { schema: table.id.schema(), columns, batch_rows: BATCH_ROWS };
+    let file = table.storage.read_rows(&path, wanted).map_err(error)?;
+    let file = file.ok_or_else(|| error(ParquetError::General("the file is gone".to_owned())))?;
+    for rows in file.rows {
+        each(&rows.map_err(error)?)?;
     }
     Ok(())
-}
-
-fn reader<const N: usize>(
-    file: File,
-    table: TableId,
-    columns: [&str; N],
-) -> Result<ParquetRecordBatchReader, ParquetError> {
-    let options = ArrowReaderOptions::new().with_schema(table.schema());
-    let builder = ParquetRecordBatchReaderBuilder::try_new_with_options(file, options)?;
-    let mask = ProjectionMask::columns(builder.parquet_schema(), columns);
-    builder.with_projection(mask).with_batch_size(BATCH_ROWS).build()
 }
 
 /// Row numbers of the last row of each metric in each run of one device.

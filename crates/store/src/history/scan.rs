@@ -1,7 +1,6 @@
 //! Files as an execution plan.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
@@ -9,6 +8,9 @@ use datafusion::catalog::Session;
 use datafusion::common::stats::Precision;
 use datafusion::common::{ColumnStatistics, ScalarValue, Statistics};
 use datafusion::datasource::listing::PartitionedFile;
+use datafusion::datasource::physical_plan::parquet::{
+    CachedParquetFileReaderFactory, ParquetFileReaderFactory,
+};
 use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource};
 use datafusion::datasource::source::DataSourceExec;
 use datafusion::error::Result;
@@ -17,29 +19,27 @@ use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::physical_expr::{LexOrdering, PhysicalSortExpr};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::expressions::col;
-use object_store::ObjectStore;
-use object_store::local::LocalFileSystem;
 
 use super::data_file::{DataFile, FileStats};
 use super::local_file::LocalFiles;
+use super::table::Part;
+use crate::storage::Storage;
 use crate::tables::TableId;
 
-/// Reads history's folder, and nothing outside of it: queries need no access to the file system at large.
+/// What is read from the end of a file that is not local, in the hope that its whole footer is in it.
+const FOOTER_BYTES: usize = 64 << 10;
+
+/// Reads the files of a storage, and nothing outside of it: queries need no access to the file system at large.
 #[derive(Clone)]
 pub(super) struct FileReader {
     url: ObjectStoreUrl,
-    folder: Arc<PathBuf>,
-    store: Arc<dyn ObjectStore>,
+    storage: Arc<dyn Storage>,
 }
 
 impl FileReader {
-    pub(super) fn new(history: &Path) -> Result<Self> {
-        let store = Arc::new(LocalFileSystem::new_with_prefix(history)?);
-        Ok(Self {
-            url: ObjectStoreUrl::parse("catchment://history")?,
-            folder: Arc::new(history.to_path_buf()),
-            store,
-        })
+    pub(super) fn new(storage: &Arc<dyn Storage>, part: Part) -> Result<Self> {
+        let url = ObjectStoreUrl::parse(format!("catchment://{}", part.name()))?;
+        Ok(Self { url, storage: Arc::clone(storage) })
     }
 
     /// A plan that reads files side by side, for queries. Filters come in by the optimizer.
@@ -90,16 +90,23 @@ impl FileReader {
     }
 
     fn source(&self, runtime: &Arc<RuntimeEnv>, schema: &SchemaRef) -> ParquetSource {
-        runtime.register_object_store(self.url.as_ref(), Arc::clone(&self.store));
-        ParquetSource::new(Arc::clone(schema))
+        let store = self.storage.object_store();
+        runtime.register_object_store(self.url.as_ref(), Arc::clone(&store));
+        let metadata = runtime.cache_manager.get_file_metadata_cache();
+        let files: Arc<dyn ParquetFileReaderFactory> = match self.storage.local_folder() {
+            Some(folder) => Arc::new(LocalFiles { folder: Arc::clone(folder), store, metadata }),
+            // Ranges that are near each other are one request.
+            None => Arc::new(CachedParquetFileReaderFactory::new(store, metadata)),
+        };
+        let source = ParquetSource::new(Arc::clone(schema))
             .with_pushdown_filters(true)
             .with_reorder_filters(true)
             .with_enable_page_index(true)
-            .with_parquet_file_reader_factory(Arc::new(LocalFiles {
-                folder: Arc::clone(&self.folder),
-                store: Arc::clone(&self.store),
-                metadata: runtime.cache_manager.get_file_metadata_cache(),
-            }))
+            .with_parquet_file_reader_factory(files);
+        match self.storage.local_folder() {
+            Some(_) => source,
+            None => source.with_metadata_size_hint(FOOTER_BYTES),
+        }
     }
 }
 

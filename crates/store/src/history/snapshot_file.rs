@@ -8,13 +8,10 @@
 //! It is written anew now and then and takes the place of the one before. It can be deleted: a start then reads it all.
 
 use std::collections::HashSet;
-use std::fs::{self, File};
-use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use parquet::arrow::ArrowWriter;
-use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 use parquet::arrow::arrow_writer::ArrowWriterOptions;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::errors::ParquetError;
@@ -23,10 +20,10 @@ use parquet::file::properties::WriterProperties;
 use serde::{Deserialize, Serialize};
 
 use super::error::StoreError;
-use crate::delta::sync_folder;
 use crate::shard::{Shard, saved_schema};
+use crate::storage::{FileSink, Storage, Wanted};
 
-/// In the history's folder.
+/// Beside the tables of history.
 const NAME: &str = "snapshot.parquet";
 const COVERED: &str = "catchment.covered";
 /// Another one is not read.
@@ -49,23 +46,23 @@ impl Covered {
 }
 
 /// Writes the file; the one before stays until this one is durable. Gives the number of rows.
-pub(super) fn write(folder: &Path, shards: &[Arc<Shard>], covered: &Covered) -> Result<u64, StoreError> {
-    let path = folder.join(NAME);
-    let draft = path.with_extension("parquet.new");
-    let io = |what| {
-        let path = draft.clone();
-        move |source| StoreError::Io { what, path, source }
-    };
-    let file = File::create(&draft).map_err(io("create"))?;
+pub(super) fn write(
+    storage: &dyn Storage,
+    shards: &[Arc<Shard>],
+    covered: &Covered,
+) -> Result<u64, StoreError> {
+    let file = storage.rewrite(NAME)?;
     let (file, rows) = write_rows(file, shards, covered)
-        .map_err(|source| StoreError::Write { path: draft.clone(), source })?;
-    file.sync_all().map_err(io("sync"))?;
-    fs::rename(&draft, &path).map_err(io("rename"))?;
-    sync_folder(folder)?;
+        .map_err(|source| StoreError::Write { path: storage.shown(NAME), source })?;
+    file.finish()?;
     Ok(rows)
 }
 
-fn write_rows(file: File, shards: &[Arc<Shard>], covered: &Covered) -> Result<(File, u64), ParquetError> {
+fn write_rows(
+    file: Box<dyn FileSink>,
+    shards: &[Arc<Shard>],
+    covered: &Covered,
+) -> Result<(Box<dyn FileSink>, u64), ParquetError> {
     let covered = serde_json::to_string(covered).map_err(|error| ParquetError::External(Box::new(error)))?;
     let properties = WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
@@ -85,27 +82,23 @@ fn write_rows(file: File, shards: &[Arc<Shard>], covered: &Covered) -> Result<(F
 /// Gives the file's rows to `each`. None: there is no file, or one that cannot be used, and what was given of it is right but
 /// may not be all.
 pub(super) fn read(
-    folder: &Path,
+    storage: &dyn Storage,
     mut each: impl FnMut(&RecordBatch) -> Result<(), StoreError>,
 ) -> Result<Option<Covered>, StoreError> {
-    let path = folder.join(NAME);
-    let file = match File::open(&path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(StoreError::Io { what: "open", path, source }),
-    };
     let unusable = |why: &dyn std::fmt::Display| {
+        let path = storage.shown(NAME);
         tracing::warn!(path = %path.display(), %why, "the snapshot is restored from the tables: its file cannot be used");
     };
-    let options = ArrowReaderOptions::new().with_schema(saved_schema());
-    let builder = match ParquetRecordBatchReaderBuilder::try_new_with_options(file, options) {
-        Ok(builder) => builder,
+    let wanted = Wanted { schema: saved_schema(), columns: &[], batch_rows: BATCH_ROWS };
+    let file = match storage.read_rows(NAME, wanted) {
+        Ok(Some(file)) => file,
+        Ok(None) => return Ok(None),
         Err(error) => {
             unusable(&error);
             return Ok(None);
         }
     };
-    let metadata = builder.metadata().file_metadata().key_value_metadata();
+    let metadata = file.metadata.file_metadata().key_value_metadata();
     let covered =
         metadata.and_then(|entries| entries.iter().find(|entry| entry.key == COVERED)?.value.as_deref());
     let covered = covered.and_then(|text| serde_json::from_str::<Covered>(text).ok());
@@ -113,14 +106,7 @@ pub(super) fn read(
         unusable(&"another version wrote it");
         return Ok(None);
     };
-    let rows = match builder.with_batch_size(BATCH_ROWS).build() {
-        Ok(rows) => rows,
-        Err(error) => {
-            unusable(&error);
-            return Ok(None);
-        }
-    };
-    for rows in rows {
+    for rows in file.rows {
         match rows {
             Ok(rows) => each(&rows)?,
             Err(error) => {

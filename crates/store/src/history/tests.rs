@@ -1,8 +1,10 @@
 //! What all tests of history share: a log of events in memory, and a history that is fed from it.
 
+mod archive;
 mod crash;
 mod maintain;
 mod query;
+mod shared;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -89,8 +91,75 @@ pub(super) async fn open(folder: &Path) -> Arc<DeltaHistory> {
 }
 
 pub(super) async fn open_with(folder: &Path, config: HistoryConfig) -> Arc<DeltaHistory> {
+    open_at(&Places::in_folder(folder), config).await.unwrap()
+}
+
+pub(super) async fn open_at(places: &Places, config: HistoryConfig) -> Result<Arc<DeltaHistory>, StoreError> {
     let shards = (0..PARTITIONS as u32).map(Shard::new).collect();
-    DeltaHistory::open(folder, config, shards).await.unwrap()
+    DeltaHistory::open(places, config, shards).await
+}
+
+/// Places for tables that end with the test: folders, or prefixes of a bucket.
+pub(super) enum Site {
+    Local(tempfile::TempDir),
+    S3(crate::storage::s3::S3Place),
+}
+
+impl Site {
+    pub(super) fn local() -> Self {
+        Self::Local(tempfile::tempdir().unwrap())
+    }
+
+    /// In the S3 that `CATCHMENT_TEST_S3` names; none when it names none.
+    pub(super) fn s3() -> Option<Self> {
+        let place = crate::storage::s3::test_place("history");
+        if place.is_none() {
+            println!("not run: CATCHMENT_TEST_S3 names no S3");
+        }
+        place.map(Self::S3)
+    }
+
+    pub(super) fn place(&self, name: &str) -> Place {
+        match self {
+            Self::Local(folder) => Place::Folder(folder.path().join(name)),
+            Self::S3(place) => Place::S3(crate::storage::s3::S3Place {
+                prefix: format!("{}/{name}", place.prefix),
+                ..place.clone()
+            }),
+        }
+    }
+
+    pub(super) fn places(&self, name: &str) -> Places {
+        Places { history: self.place(name), archive: None, log: "a log".to_owned() }
+    }
+}
+
+/// What a test does with a storage, off the runtime's threads: storages block.
+pub(super) async fn with_storage<T: Send + 'static>(
+    place: &Place,
+    work: impl FnOnce(&dyn crate::storage::Storage) -> T + Send + 'static,
+) -> T {
+    let place = place.clone();
+    tokio::task::spawn_blocking(move || work(&*place.open().unwrap())).await.unwrap()
+}
+
+/// All that is in one place, put into another.
+pub(super) fn copy_place(from: &Place, to: &Place) {
+    let (from, to) = (from.open().unwrap(), to.open().unwrap());
+    for path in from.list("").unwrap() {
+        if let Some((folder, _)) = path.rsplit_once('/') {
+            to.make_folder(folder).unwrap();
+        }
+        to.replace(&path, from.read(&path).unwrap().unwrap()).unwrap();
+    }
+}
+
+/// Paths of all Parquet files of a place, without checkpoints.
+pub(super) async fn files_at(place: &Place) -> Vec<String> {
+    let mut files = with_storage(place, |storage| storage.list("").unwrap()).await;
+    files.retain(|path| path.ends_with(".parquet") && path.contains('='));
+    files.sort();
+    files
 }
 
 pub(super) fn context(history: &DeltaHistory) -> SessionContext {
@@ -153,19 +222,6 @@ pub(super) async fn assert_complete(history: &DeltaHistory, log: &Log, when: &st
         FROM raw_metrics GROUP BY 1, 2, 3 ORDER BY 1, 2, 3";
     let seen = query(history, "SELECT * FROM aggregated_metrics ORDER BY 1, 2, 3").await;
     assert_eq!(seen, query(history, rollups).await, "aggregated_metrics {when}");
-}
-
-pub(super) fn copy_folder(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy_folder(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).unwrap();
-        }
-    }
 }
 
 /// Paths of all Parquet files on disk, relative to `folder`.
@@ -328,7 +384,9 @@ async fn fewer_partitions_than_before_are_refused() {
     log.push_some(20);
     log.feed(&history);
     history.flush().await.unwrap();
-    let error = DeltaHistory::open(folder.path(), HistoryConfig::default(), vec![Shard::new(0)]).await;
+    let error =
+        DeltaHistory::open(&Places::in_folder(folder.path()), HistoryConfig::default(), vec![Shard::new(0)])
+            .await;
     let error = error.err().unwrap();
     assert!(matches!(error, StoreError::Partitions { partition: 1, partitions: 1, .. }), "{error}");
 }

@@ -1,6 +1,6 @@
 //! What a query sees: every row once, wherever it is at that moment.
 //!
-//! A row is in a shard's buffer, then in `flushing`, then in a file. It moves under the write lock, and a query takes its
+//! A row is in a shard's buffer, then in `flushing`, then in a file, then in a file of the archive. It moves under the write lock, and a query takes its
 //! snapshot under the read lock; so no query misses a row or sees it twice. Shards are locked within, never the other way round.
 
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use catchment_types::{DEFAULT_REALM, Offset, PartitionId, partition_of};
 use parking_lot::RwLock;
 
 use super::data_file::{DataFile, FileList};
+use super::table::Part;
 use crate::shard::Shard;
 use crate::tables::TableId;
 
@@ -22,7 +23,7 @@ pub(super) struct View {
 #[derive(Default)]
 struct State {
     flushing: [Flushing; TableId::COUNT],
-    files: [FileList; TableId::COUNT],
+    files: [[FileList; TableId::COUNT]; Part::COUNT],
 }
 
 /// Rows of one table on their way into files, with the partition they are of.
@@ -32,8 +33,10 @@ type Flushing = Vec<(PartitionId, RecordBatch)>;
 pub(super) struct TableSnapshot {
     /// Rows that are not in files yet.
     pub(super) memory: Vec<RecordBatch>,
-    /// Files.
+    /// Files of history.
     pub(super) files: FileList,
+    /// Files of the archive.
+    pub(super) archived: FileList,
 }
 
 impl View {
@@ -60,11 +63,17 @@ impl View {
             let rows = shard.rows_for(table, device_id);
             memory.extend(rows.into_iter().filter(|rows| rows.num_rows() > 0));
         }
-        TableSnapshot { memory, files: Arc::clone(&state.files[table.index()]) }
+        let files = |part: Part| Arc::clone(&state.files[part.index()][table.index()]);
+        TableSnapshot { memory, files: files(Part::Hot), archived: files(Part::Archived) }
     }
 
+    /// Files of history.
     pub(super) fn files(&self, table: TableId) -> FileList {
-        Arc::clone(&self.state.read().files[table.index()])
+        self.files_in(Part::Hot, table)
+    }
+
+    pub(super) fn files_in(&self, part: Part, table: TableId) -> FileList {
+        Arc::clone(&self.state.read().files[part.index()][table.index()])
     }
 
     /// Takes the shards' rows for a flush; returns the offset each shard got to. What was taken before must be in files.
@@ -92,7 +101,7 @@ impl View {
     #[must_use]
     pub(super) fn flushed(&self, table: TableId, files: Vec<Arc<DataFile>>) -> Flushing {
         let mut state = self.state.write();
-        replace(&mut state.files[table.index()], &[], files);
+        replace(&mut state.files[Part::Hot.index()][table.index()], &[], files);
         std::mem::take(&mut state.flushing[table.index()])
     }
 
@@ -102,8 +111,21 @@ impl View {
     }
 
     /// Files took the place of others, or of nothing.
-    pub(super) fn replaced(&self, table: TableId, old: &[Arc<DataFile>], new: Vec<Arc<DataFile>>) {
-        replace(&mut self.state.write().files[table.index()], old, new);
+    pub(super) fn replaced(
+        &self,
+        part: Part,
+        table: TableId,
+        old: &[Arc<DataFile>],
+        new: Vec<Arc<DataFile>>,
+    ) {
+        replace(&mut self.state.write().files[part.index()][table.index()], old, new);
+    }
+
+    /// A file of the archive took the place of files of history.
+    pub(super) fn archived(&self, table: TableId, old: &[Arc<DataFile>], new: Arc<DataFile>) {
+        let mut state = self.state.write();
+        replace(&mut state.files[Part::Hot.index()][table.index()], old, Vec::new());
+        replace(&mut state.files[Part::Archived.index()][table.index()], &[], vec![new]);
     }
 }
 

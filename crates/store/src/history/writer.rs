@@ -1,10 +1,9 @@
 //! Writing one Parquet file of a table.
 //!
 //! Encodings are chosen by column: dictionaries for what repeats, deltas for times and offsets, split bytes for floats,
-//! everything compressed with zstd 1. The Arrow schema is left out of the file, so that every reader sees plain types.
+//! everything compressed with zstd 1, and in the archive with Snappy, which every reader knows. The Arrow schema is left out of the file, so that every reader sees plain types.
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use arrow::array::{RecordBatch, UInt32Array};
@@ -20,7 +19,8 @@ use parquet::schema::types::ColumnPath;
 use super::data_file::{DataFile, FileStats};
 use super::error::StoreError;
 use super::sort::{strings, times};
-use crate::delta::sync_folder;
+use super::table::{Part, Table};
+use crate::storage::FileSink;
 use crate::tables::TableId;
 
 const ROW_GROUP_ROWS: usize = 128 << 10;
@@ -32,52 +32,34 @@ const ROW_GROUP_BYTES: usize = 8 << 20;
 /// A file while it is written; deleted again unless [`Self::finish`] succeeds.
 pub(super) struct FileWriter {
     table: TableId,
-    folder: PathBuf,
-    /// Relative to `folder`.
+    /// As people know it.
+    shown: PathBuf,
+    /// In the table.
     path: String,
     period: String,
-    /// None once closed.
-    writer: Option<ArrowWriter<File>>,
+    writer: ArrowWriter<Box<dyn FileSink>>,
     stats: Option<FileStats>,
-    keep: bool,
 }
 
 impl FileWriter {
-    /// Starts a file in the table's folder.
-    pub(super) fn create(table: TableId, folder: &Path, period: &str) -> Result<Self, StoreError> {
-        let period_folder = format!("{}={period}", table.period().column());
-        let parent = folder.join(&period_folder);
-        match fs::create_dir(&parent) {
-            Ok(()) => sync_folder(folder)?,
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-            Err(source) => return Err(StoreError::Io { what: "create", path: parent, source }),
-        }
+    /// Starts a file of the table.
+    pub(super) fn create(table: &Table, period: &str) -> Result<Self, StoreError> {
         let name = format!("{}-{:08x}.parquet", Timestamp::now().as_micros(), rand::random::<u32>());
-        let path = parent.join(&name);
-        let file = File::create_new(&path).map_err(|source| StoreError::Io {
-            what: "create",
-            path: path.clone(),
-            source,
-        })?;
-        let options =
-            ArrowWriterOptions::new().with_properties(properties(table)).with_skip_arrow_metadata(true);
-        let writer = ArrowWriter::try_new_with_options(file, table.schema(), options)
-            .map_err(|source| StoreError::Write { path, source })?;
-        Ok(Self {
-            table,
-            folder: folder.to_path_buf(),
-            path: format!("{period_folder}/{name}"),
-            period: period.to_owned(),
-            writer: Some(writer),
-            stats: None,
-            keep: false,
-        })
+        let path = format!("{}={period}/{name}", table.id.period().column());
+        let shown = table.storage.shown(&table.path(&path));
+        let file = table.storage.write(&table.path(&path))?;
+        let options = ArrowWriterOptions::new()
+            .with_properties(properties(table.id, table.part))
+            .with_skip_arrow_metadata(true);
+        let writer = ArrowWriter::try_new_with_options(file, table.id.schema(), options)
+            .map_err(|source| StoreError::Write { path: shown.clone(), source })?;
+        Ok(Self { table: table.id, shown, path, period: period.to_owned(), writer, stats: None })
     }
 
     /// Appends rows, which follow those before in the table's order.
     pub(super) fn write(&mut self, rows: &RecordBatch) -> Result<(), StoreError> {
         let times = times(self.table, rows);
-        let (Some(&first), Some(writer)) = (times.first(), &mut self.writer) else { return Ok(()) };
+        let Some(&first) = times.first() else { return Ok(()) };
         let (min, max) =
             times.iter().fold((first, first), |(min, max), &time| (min.min(time), max.max(time)));
         let devices = strings(rows, "device_id");
@@ -99,46 +81,25 @@ impl FileWriter {
                 stats.device_max = device_max;
             }
         }
-        writer.write(rows).map_err(|source| StoreError::Write { path: self.folder.join(&self.path), source })
+        self.writer.write(rows).map_err(|source| StoreError::Write { path: self.shown.clone(), source })
     }
 
     /// Completes the file and makes it durable. It does not count before a commit names it.
-    pub(super) fn finish(mut self) -> Result<DataFile, StoreError> {
-        let path = self.folder.join(&self.path);
-        let io = |what| {
-            let path = path.clone();
-            move |source| StoreError::Io { what, path, source }
-        };
-        if let Some(writer) = self.writer.take() {
-            let file =
-                writer.into_inner().map_err(|source| StoreError::Write { path: path.clone(), source })?;
-            file.sync_all().map_err(io("sync"))?;
-        }
-        if let Some(parent) = path.parent() {
-            sync_folder(parent)?;
-        }
-        let bytes = fs::metadata(&path).map_err(io("measure"))?.len();
-        self.keep = true;
+    pub(super) fn finish(self) -> Result<DataFile, StoreError> {
+        let written = self.writer.into_inner();
+        let file = written.map_err(|source| StoreError::Write { path: self.shown, source })?;
+        let bytes = file.finish()?;
         Ok(DataFile {
-            path: std::mem::take(&mut self.path),
-            period: std::mem::take(&mut self.period),
+            path: self.path,
+            period: self.period,
             bytes,
             written_at: Timestamp::now(),
-            stats: self.stats.take(),
+            stats: self.stats,
         })
     }
 }
 
-impl Drop for FileWriter {
-    fn drop(&mut self) {
-        if !self.keep {
-            // Best effort: a file that no commit names is deleted at the next start at the latest.
-            let _ = fs::remove_file(self.folder.join(&self.path));
-        }
-    }
-}
-
-fn properties(table: TableId) -> WriterProperties {
+fn properties(table: TableId, part: Part) -> WriterProperties {
     let schema = table.schema();
     let position = |name: &str| schema.index_of(name).ok().and_then(|index| i32::try_from(index).ok());
     let sorting = ["device_id", table.time_column()]
@@ -146,8 +107,12 @@ fn properties(table: TableId) -> WriterProperties {
         .filter_map(position)
         .map(|column_idx| SortingColumn { column_idx, descending: false, nulls_first: false })
         .collect();
+    let compression = match part {
+        Part::Hot => Compression::ZSTD(ZstdLevel::default()),
+        Part::Archived => Compression::SNAPPY,
+    };
     let mut builder = WriterProperties::builder()
-        .set_compression(Compression::ZSTD(ZstdLevel::default()))
+        .set_compression(compression)
         .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
         .set_max_row_group_bytes(Some(ROW_GROUP_BYTES))
         .set_data_page_row_count_limit(PAGE_ROWS)
@@ -183,11 +148,10 @@ pub(super) fn join(table: TableId, rows: &[RecordBatch]) -> Result<RecordBatch, 
 }
 
 /// Files without their writer: they count from the next commit on.
-pub(super) fn delete_uncommitted(folder: &Path, files: &[DataFile]) {
+pub(super) fn delete_uncommitted(table: &Table, files: &[DataFile]) {
     for file in files {
-        let path = folder.join(&file.path);
-        if let Err(error) = fs::remove_file(&path) {
-            tracing::warn!(path = %path.display(), %error, "a file that no commit names could not be deleted");
+        if let Err(error) = table.storage.delete(&table.path(&file.path)) {
+            tracing::warn!(%error, "a file that no commit names could not be deleted");
         }
     }
 }

@@ -2,8 +2,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use arrow::datatypes::Field;
 
+use std::fs;
+use std::path::Path;
+
 use super::*;
+use crate::storage::StorageError;
+use crate::storage::local::LocalFolder;
 use crate::tables::TableId;
+
+const TABLE: &str = "t";
 
 fn definition() -> TableDefinition {
     TableDefinition {
@@ -15,7 +22,19 @@ fn definition() -> TableDefinition {
 }
 
 fn open(folder: &Path) -> DeltaLog {
-    DeltaLog::open(folder, &definition()).unwrap()
+    try_open(folder, &definition()).unwrap()
+}
+
+fn try_open(folder: &Path, definition: &TableDefinition) -> Result<DeltaLog, DeltaError> {
+    DeltaLog::open(&storage(folder), TABLE, definition)
+}
+
+fn storage(folder: &Path) -> Arc<dyn Storage> {
+    Arc::new(LocalFolder::open(folder).unwrap())
+}
+
+fn log_folder(folder: &Path) -> PathBuf {
+    folder.join(TABLE).join(LOG_FOLDER)
 }
 
 fn add(path: &str) -> Add {
@@ -26,6 +45,7 @@ fn add(path: &str) -> Add {
         modification_time: 1_700_000_000_000,
         data_change: true,
         stats: Some(r#"{"numRecords":3}"#.to_owned()),
+        tags: Some(BTreeMap::from([("a".to_owned(), Some("b".to_owned()))])),
     }
 }
 
@@ -38,7 +58,7 @@ fn paths(log: &DeltaLog) -> BTreeSet<String> {
 }
 
 fn names(folder: &Path) -> BTreeSet<String> {
-    let entries = fs::read_dir(folder.join(LOG_FOLDER)).unwrap();
+    let entries = fs::read_dir(log_folder(folder)).unwrap();
     entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }
 
@@ -99,7 +119,7 @@ fn a_checkpoint_replaces_older_commits() {
     assert_eq!(again.metadata, log.metadata);
 
     // Readers that only know the hint find the same.
-    let hint = fs::read_to_string(folder.path().join(LOG_FOLDER).join("_last_checkpoint")).unwrap();
+    let hint = fs::read_to_string(log_folder(folder.path()).join("_last_checkpoint")).unwrap();
     let hint: serde_json::Value = serde_json::from_str(&hint).unwrap();
     assert_eq!(hint["version"], 33);
 
@@ -120,28 +140,118 @@ fn another_programs_commit_is_not_overwritten() {
     assert_eq!(paths(&open(folder.path())), BTreeSet::from(["theirs".to_owned()]));
 }
 
-#[test]
-fn a_commit_with_open_outcome_is_settled_by_the_disk() {
-    let folder = tempfile::tempdir().unwrap();
-    for is_on_disk in [false, true] {
-        let mut log = open(folder.path());
-        let next = log.version() + 1;
-        if is_on_disk {
-            open(folder.path()).commit("WRITE", vec![Action::Add(add("a"))]).unwrap();
+/// A folder whose next commit fails, after it was made or before.
+#[derive(Debug)]
+struct Unsure {
+    folder: LocalFolder,
+    fails: parking_lot::Mutex<Option<bool>>,
+}
+
+impl Storage for Unsure {
+    fn create(&self, path: &str, bytes: Bytes) -> Result<Creation, StorageError> {
+        let Some(is_made) = self.fails.lock().take() else { return self.folder.create(path, bytes) };
+        if is_made {
+            assert!(matches!(self.folder.create(path, bytes)?, Creation::Done));
         }
-        log.unsettled = true;
-        log.settle().unwrap();
-        assert!(!log.is_unsettled());
-        assert_eq!(log.file("a").is_some(), is_on_disk);
-        assert_eq!(log.commit("WRITE", vec![txn("x", 1)]).unwrap(), next + u64::from(is_on_disk));
+        let source = std::io::Error::other("no answer");
+        Ok(Creation::Unknown(StorageError { what: "create", path: self.shown(path), source }))
     }
+
+    fn shown(&self, path: &str) -> PathBuf {
+        self.folder.shown(path)
+    }
+
+    fn is_shared(&self) -> bool {
+        true
+    }
+
+    fn make_folder(&self, folder: &str) -> Result<(), StorageError> {
+        self.folder.make_folder(folder)
+    }
+
+    fn replace(&self, path: &str, bytes: Bytes) -> Result<(), StorageError> {
+        self.folder.replace(path, bytes)
+    }
+
+    fn read(&self, path: &str) -> Result<Option<Bytes>, StorageError> {
+        self.folder.read(path)
+    }
+
+    fn list(&self, folder: &str) -> Result<Vec<String>, StorageError> {
+        self.folder.list(folder)
+    }
+
+    fn delete(&self, path: &str) -> Result<(), StorageError> {
+        self.folder.delete(path)
+    }
+
+    fn write(&self, path: &str) -> Result<Box<dyn crate::storage::FileSink>, StorageError> {
+        self.folder.write(path)
+    }
+
+    fn rewrite(&self, path: &str) -> Result<Box<dyn crate::storage::FileSink>, StorageError> {
+        self.folder.rewrite(path)
+    }
+
+    fn read_rows(
+        &self,
+        path: &str,
+        wanted: crate::storage::Wanted<'_>,
+    ) -> Result<Option<crate::storage::ParquetRows>, parquet::errors::ParquetError> {
+        self.folder.read_rows(path, wanted)
+    }
+
+    fn object_store(&self) -> Arc<dyn object_store::ObjectStore> {
+        self.folder.object_store()
+    }
+}
+
+#[test]
+fn a_commit_with_open_outcome_counts_in_the_end() {
+    let folder = tempfile::tempdir().unwrap();
+    for is_made in [false, true] {
+        let unsure = Arc::new(Unsure {
+            folder: LocalFolder::open(folder.path()).unwrap(),
+            fails: parking_lot::Mutex::default(),
+        });
+        let storage = Arc::clone(&unsure) as Arc<dyn Storage>;
+        let mut log = DeltaLog::open(&storage, TABLE, &definition()).unwrap();
+        let next = log.version() + 1;
+        let path = format!("made-{is_made}");
+        *unsure.fails.lock() = Some(is_made);
+        log.commit("WRITE", vec![Action::Add(add(&path))]).unwrap_err();
+        assert!(log.is_unsettled() && log.file(&path).is_none());
+        // Not given up with one more failure.
+        *unsure.fails.lock() = Some(false);
+        log.settle().unwrap_err();
+        assert!(log.is_unsettled());
+        assert_eq!(log.commit("WRITE", vec![txn("x", 1)]).unwrap(), next + 1);
+        assert!(!log.is_unsettled());
+        assert!(log.file(&path).is_some() && open(folder.path()).file(&path).is_some());
+    }
+}
+
+#[test]
+fn whoever_takes_a_table_over_ends_the_one_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut first = DeltaLog::take_over(&storage(folder.path()), TABLE, &definition()).unwrap();
+    first.commit("WRITE", vec![Action::Add(add("first"))]).unwrap();
+    let mut second = DeltaLog::take_over(&storage(folder.path()), TABLE, &definition()).unwrap();
+    for _ in 0..2 {
+        let error = first.commit("WRITE", vec![Action::Add(add("late"))]).unwrap_err();
+        assert!(matches!(error, DeltaError::Conflict { .. }), "{error}");
+        assert!(first.is_lost() && !first.is_unsettled());
+        assert!(first.checkpoint().is_err());
+    }
+    second.commit("WRITE", vec![Action::Add(add("second"))]).unwrap();
+    assert_eq!(paths(&open(folder.path())), BTreeSet::from(["first".to_owned(), "second".to_owned()]));
 }
 
 #[test]
 fn what_a_crash_leaves_does_not_count() {
     let folder = tempfile::tempdir().unwrap();
     open(folder.path()).commit("WRITE", vec![txn("x", 1)]).unwrap();
-    let log_folder = folder.path().join(LOG_FOLDER);
+    let log_folder = log_folder(folder.path());
     fs::write(log_folder.join(".00000000000000000002.json.tmp"), r#"{"add":{"pa"#).unwrap();
     fs::write(log_folder.join(".00000000000000000001.checkpoint.parquet.tmp"), "PAR1").unwrap();
     fs::write(log_folder.join("_last_checkpoint"), "{").unwrap();
@@ -157,16 +267,16 @@ fn damage_is_told_and_not_guessed_around() {
     let mut log = open(folder.path());
     log.commit("WRITE", vec![txn("x", 1)]).unwrap();
     log.commit("WRITE", vec![txn("x", 2)]).unwrap();
-    let log_folder = folder.path().join(LOG_FOLDER);
+    let log_folder = log_folder(folder.path());
     let path = log_folder.join("00000000000000000001.json");
     let text = fs::read_to_string(&path).unwrap();
 
     fs::write(&path, text.replace("\"version\":1", "\"version\":")).unwrap();
-    let error = DeltaLog::open(folder.path(), &definition()).unwrap_err().to_string();
+    let error = try_open(folder.path(), &definition()).unwrap_err().to_string();
     assert!(error.contains("00000000000000000001.json is damaged: line 2"), "{error}");
 
     fs::remove_file(&path).unwrap();
-    let error = DeltaLog::open(folder.path(), &definition()).unwrap_err().to_string();
+    let error = try_open(folder.path(), &definition()).unwrap_err().to_string();
     assert!(error.contains("00000000000000000001.json is damaged: the commit is missing"), "{error}");
 }
 
@@ -176,12 +286,12 @@ fn tables_of_others_are_refused() {
     let mut log = open(folder.path());
     let mut other = definition();
     other.columns = Schema::new(vec![Field::new("x", DataType::Int64, true)]);
-    let error = DeltaLog::open(folder.path(), &other).unwrap_err();
+    let error = try_open(folder.path(), &other).unwrap_err();
     assert!(matches!(error, DeltaError::Schema { .. }), "{error}");
 
     let protocol = Protocol { min_reader_version: 3, min_writer_version: 7 };
     assert!(log.commit("UPGRADE", vec![Action::Protocol(protocol)]).is_err());
-    let error = DeltaLog::open(folder.path(), &definition()).unwrap_err();
+    let error = try_open(folder.path(), &definition()).unwrap_err();
     assert!(matches!(error, DeltaError::Protocol { reader: 3, writer: 7, .. }), "{error}");
 }
 

@@ -1,0 +1,40 @@
+//! Where the tables of the embedded history are.
+
+use anyhow::bail;
+use catchment_store::history::Places;
+use catchment_store::storage::Place;
+
+use super::engine_of;
+use crate::engines::{Engine, Seam};
+use crate::folder::DataFolder;
+
+/// History's place and the archive's, for a log of this identity.
+///
+/// # Errors
+/// An engine that is no place for tables, or the data folder cannot be given a name.
+pub(super) fn of(
+    engines: &[(Seam, Engine)],
+    folder: &DataFolder,
+    log_identity: &str,
+) -> anyhow::Result<Places> {
+    let archive = match engine_of(engines, Seam::Archive)? {
+        Engine::Off => None,
+        engine => Some(place(engine)?),
+    };
+    let places =
+        Places { history: place(engine_of(engines, Seam::History)?)?, archive, log: log_identity.to_owned() };
+    // Every embedded log is called the same; to who can be met in S3 or in an archive, it is that of its data folder.
+    let is_met = places.archive.is_some() || matches!(places.history, Place::S3(_));
+    match is_met && log_identity == "embedded" {
+        true => Ok(Places { log: format!("embedded of data folder {}", folder.instance()?), ..places }),
+        false => Ok(places),
+    }
+}
+
+fn place(engine: &Engine) -> anyhow::Result<Place> {
+    match engine {
+        Engine::Embedded(path) => Ok(Place::Folder(path.clone())),
+        Engine::S3(place) => Ok(Place::S3((**place).clone())),
+        other => bail!("{other} is no place for tables"),
+    }
+}
