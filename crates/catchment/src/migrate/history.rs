@@ -37,7 +37,7 @@ impl Source {
     /// # Errors
     /// They do not open, or the log has events that are not in history.
     pub(super) async fn open(side: &Side) -> anyhow::Result<Self> {
-        let is_shared = !matches!(side.engine(Seam::History), Engine::Embedded(_) | Engine::S3(_));
+        let is_shared = matches!(side.engine(Seam::History), Engine::ClickHouse(_));
         let (log, identity, group) =
             app::log::open(side.engine(Seam::Log), &side.settings, is_shared).await?;
         let shards: Arc<[Arc<Shard>]> = (0..log.partitions()).map(Shard::new).collect();
