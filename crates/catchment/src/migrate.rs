@@ -122,7 +122,7 @@ async fn copy_registry(from: &Side, to: &Side, counts: &mut Vec<Count>) -> anyho
 
 /// Has the target go on in the same log where the source has stopped.
 async fn go_on_from(to: &Side, ends: &[u64]) -> anyhow::Result<()> {
-    if matches!(to.engine(Seam::History), Engine::Embedded(_)) {
+    if matches!(to.engine(Seam::History), Engine::Embedded(_) | Engine::S3(_)) {
         return Ok(());
     }
     let (log, _, group) = app::log::open(to.engine(Seam::Log), &to.settings, true).await?;

@@ -42,8 +42,8 @@ impl Source {
             app::log::open(side.engine(Seam::Log), &side.settings, is_shared).await?;
         let shards: Arc<[Arc<Shard>]> = (0..log.partitions()).map(Shard::new).collect();
         let of_log = app::history::Log { identity: &identity, group: &group };
-        let (settings, folder) = (&side.settings, side.own_folder()?);
-        let history = app::history::open(side.engines(), settings, folder, of_log, &shards).await?;
+        let folder = side.own_folder()?;
+        let history = app::history::open(side.engines(), &side.settings, folder, of_log, &shards).await?;
         let mut ends = Vec::new();
         for partition in 0..log.partitions() {
             let (end, start) = (log.range(partition).end, history.take_over(partition).await?);

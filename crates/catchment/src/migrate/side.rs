@@ -52,7 +52,7 @@ impl Side {
         Ok(Self { settings, engines, path, folder })
     }
 
-    /// What its engines resolve to.
+    /// What all seams resolve to.
     pub(super) fn engines(&self) -> &[(Seam, Engine)] {
         &self.engines
     }

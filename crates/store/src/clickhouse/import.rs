@@ -85,6 +85,8 @@ impl ClickHouseImport {
         let beside = self.make_beside(table).await?;
         let (mut waiting, mut waiting_rows, mut waiting_bytes) = (Vec::new(), 0, 0);
         let (mut inserts, mut total) = (0, 0);
+        // Nobody waits, so it gets more time at once than a flush.
+        let limit = self.client.target().config.insert_limit(3);
         loop {
             let next: Option<RecordBatch> = rows.try_next().await?;
             if let Some(batch) = &next {
@@ -99,7 +101,7 @@ impl ClickHouseImport {
             let block = Block::new(&waiting).map_err(|source| StoreError::Rows { table: name, source })?;
             if let Some(block) = block.filter(|block| block.rows.num_rows() > 0) {
                 let token = format!("migrate/{name}/{period}/{inserts}");
-                self.client.insert(&beside, &token, &block.rows, block.body).await?;
+                self.client.insert(&beside, &token, &block.rows, block.body, limit).await?;
                 inserts += 1;
                 total += block.rows.num_rows() as u64;
                 sent(total);
