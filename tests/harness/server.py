@@ -68,7 +68,65 @@ def run(*arguments, stdin=None, limit_s=30, **environment):
     )
 
 
-class Server:
+class Caller:
+    """What one asks a platform over HTTP. Needs `session`, `token` and `url(path)`."""
+
+    @property
+    def admin(self):
+        """Headers of a request as the administrator."""
+        return {"Authorization": f"Bearer {self.token}"}
+
+    def get(self, path, **options):
+        """A GET request."""
+        return self.session.get(self.url(path), timeout=30, **options)
+
+    def post(self, path, **options):
+        """A POST request."""
+        return self.session.post(self.url(path), timeout=30, **options)
+
+    def post_event(self, device, body, event_type="state", **options):
+        """Posts one event, or several, and asserts that they were taken."""
+        kind = "data" if isinstance(body, (str, bytes)) else "json"
+        answer = self.post(f"/api/v1/devices/{device}/events/{event_type}", **{kind: body}, **options)
+        assert answer.status_code == 200, f"{answer.status_code}: {answer.text}"
+        return answer
+
+    def snapshot(self, device):
+        """The latest readings of a device, metric → value."""
+        answer = self.get(f"/api/v1/devices/{device}/snapshot")
+        assert answer.status_code == 200, f"{answer.status_code}: {answer.text}"
+        return {name: reading["value"] for name, reading in answer.json()["metrics"].items()}
+
+    def sql_answer(self, query, accept="application/json", **fields):
+        """The raw answer to a query."""
+        return self.post("/api/v1/sql", json={"query": query, **fields}, headers={"Accept": accept})
+
+    def sql(self, query):
+        """All rows of a query, each a tuple."""
+        answer = self.sql_answer(query, limit_rows=10_000_000)
+        assert answer.status_code == 200, f"{query}: {answer.status_code}: {answer.text}"
+        document = answer.json()
+        assert "error" not in document, f"{query}: {document['error']}"
+        return [tuple(row.values()) for row in document["rows"]]
+
+    def value(self, query):
+        """The one value of a query with one row and one column."""
+        ((value,),) = self.sql(query)
+        return value
+
+    def wait_rows(self, query, count):
+        """Waits until a query has exactly so many rows, and gives them; more at any moment is a failure at once."""
+
+        def enough():
+            rows = self.sql(query)
+            if len(rows) > count:
+                raise RuntimeError(f"{query}: {len(rows)} rows instead of {count}: {rows[:20]}")
+            return len(rows) == count and [rows]
+
+        return eventually(enough, what=f"{count} rows of {query}")[0]
+
+
+class Server(Caller):
     """One `catchment serve`. Its ports and its data folder stay the same over restarts."""
 
     def __init__(self, folder, *, config="", hosts=None, flags=(), environment=None):
@@ -174,67 +232,11 @@ class Server:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(r"VmRSS:\s+(\d+) kB", status).group(1)) * 1024
 
-    # Talking to it.
-
     @property
     def token(self):
         """The administrator's."""
         return (self.data / "admin.token").read_text().strip()
 
-    @property
-    def admin(self):
-        """Headers of a request as the administrator."""
-        return {"Authorization": f"Bearer {self.token}"}
-
     def url(self, path):
         """Of a path on its HTTP port."""
         return f"http://127.0.0.1:{self.http_port}{path}"
-
-    def get(self, path, **options):
-        """A GET request."""
-        return self.session.get(self.url(path), timeout=30, **options)
-
-    def post(self, path, **options):
-        """A POST request."""
-        return self.session.post(self.url(path), timeout=30, **options)
-
-    def post_event(self, device, body, event_type="state", **options):
-        """Posts one event, or several, and asserts that they were taken."""
-        kind = "data" if isinstance(body, (str, bytes)) else "json"
-        answer = self.post(f"/api/v1/devices/{device}/events/{event_type}", **{kind: body}, **options)
-        assert answer.status_code == 200, f"{answer.status_code}: {answer.text}"
-        return answer
-
-    def snapshot(self, device):
-        """The latest readings of a device, metric → value."""
-        answer = self.get(f"/api/v1/devices/{device}/snapshot")
-        assert answer.status_code == 200, f"{answer.status_code}: {answer.text}"
-        return {name: reading["value"] for name, reading in answer.json()["metrics"].items()}
-
-    def sql_answer(self, query, accept="application/json", **fields):
-        """The raw answer to a query."""
-        return self.post("/api/v1/sql", json={"query": query, **fields}, headers={"Accept": accept})
-
-    def sql(self, query):
-        """All rows of a query, each a tuple."""
-        answer = self.sql_answer(query, limit_rows=10_000_000)
-        assert answer.status_code == 200, f"{query}: {answer.status_code}: {answer.text}"
-        document = answer.json()
-        assert "error" not in document, f"{query}: {document['error']}"
-        return [tuple(row.values()) for row in document["rows"]]
-
-    def value(self, query):
-        """The one value of a query with one row and one column."""
-        ((value,),) = self.sql(query)
-        return value
-
-    def wait_rows(self, query, count):
-        """Waits until a query has exactly so many rows, and gives them; more at any moment is a failure at once."""
-
-        def enough():
-            rows = self.sql(query)
-            if len(rows) > count:
-                raise RuntimeError(f"{query}: {len(rows)} rows instead of {count}: {rows[:20]}")
-            return len(rows) == count and [rows]
-
-        return eventually(enough, what=f"{count} rows of {query}")[0]

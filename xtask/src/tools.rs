@@ -21,6 +21,7 @@ const DEBIAN_TOOLS: &[(&str, &str)] = &[
     ("command -v kcat", "kcat"),
     ("command -v mosquitto || test -x /usr/sbin/mosquitto", "mosquitto"),
     ("command -v psql", "postgresql-client"),
+    ("command -v haproxy || test -x /usr/sbin/haproxy", "haproxy"),
     ("command -v curl", "curl"),
     ("command -v faketime", "faketime"),
     ("python3 -c 'import venv, ensurepip'", "python3-venv"),
