@@ -32,15 +32,16 @@ def cluster(new_server, service, tmp_path):
 
 def test_processes_are_one_platform(cluster):
     gateways, nodes = cluster.of("gateway"), cluster.of("api")
-    socket = connect(f"ws://127.0.0.1:{nodes[1].http_port}/api/v1/live?device=truck-7&metric=speed")
-    # Until the others know that somebody listens here.
-    time.sleep(2)
-    client = Client(gateways[0], client_id="truck-7")
-    client.connect()
-    client.publish("devices/truck-7/state", json.dumps({"speed": 71.5, "gear": "D"}))
-    message = socket.recv(timeout=20)
-    assert '"speed"' in message and "71.5" in message, message
-    socket.close()
+    address = f"ws://127.0.0.1:{nodes[1].http_port}/api/v1/live?device=truck-7&metric=speed"
+    with connect(address) as socket:
+        assert "subscribed" in socket.recv(timeout=20)
+        # Until the other processes know that somebody listens here.
+        time.sleep(2)
+        client = Client(gateways[0], client_id="truck-7")
+        client.connect()
+        client.publish("devices/truck-7/state", json.dumps({"speed": 71.5, "gear": "D"}))
+        message = socket.recv(timeout=20)
+        assert '"speed"' in message and "71.5" in message, message
     gateways[1].post_event("truck-8", {"speed": 12})
     for node in nodes:
         eventually(lambda node=node: node.snapshot("truck-7") == {"speed": 71.5, "gear": "D"}, 20, "the snapshot")
