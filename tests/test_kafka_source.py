@@ -153,16 +153,7 @@ def test_two_gateways_share(new_server, demo, producer):
     eventually(lambda: taken() == [sent + 30 - first], 30, "the other has the rest")
 
 
-@pytest.fixture
-def kafka(service, tmp_path):
-    service("kafka")
-    own = KafkaWithPassword(tmp_path / "kafka")
-    own.up()
-    yield own
-    own.down()
-
-
-def test_connection_string(new_server, kafka, tmp_path):
+def test_connection_string(new_server, service, tmp_path):
     """Event Hubs know everybody as $ConnectionString; this broker is told so."""
     string = "Endpoint=sb://x.servicebus.windows.net/;SharedAccessKeyName=k;SharedAccessKey=c2VjcmV0=;EntityPath=hub"
     login = "org.apache.kafka.common.security.plain.PlainLoginModule required"
@@ -177,6 +168,7 @@ def test_connection_string(new_server, kafka, tmp_path):
             )
             return more
 
+    service("kafka")
     hub = Hub(tmp_path / "hub")
     hub.up()
     try:

@@ -17,7 +17,8 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use catchment_eventlog::conformance::groups::{self, GroupSite};
 use catchment_eventlog::conformance::{self, Site, append, batch, read_all};
-use catchment_eventlog::embedded::LogConfig;
+use catchment_eventlog::embedded::{EmbeddedLog, LogConfig};
+use catchment_eventlog::kafka::source::{KafkaSource, RecordMarks, SourceTarget};
 use catchment_eventlog::kafka::{KafkaConfig, KafkaGroup, KafkaLog, KafkaReadings, KafkaTarget, probe};
 use catchment_eventlog::readings::{PublishReadings, ReadingsBatch};
 use catchment_eventlog::{Assigned, ConsumerGroup, EventLog, GroupError, LogError};
@@ -410,6 +411,80 @@ async fn readings_are_published_in_order() {
             assert_eq!(headers.get(1).value, Some(&b"application/json"[..]));
         }
     }
+}
+
+/// Marks as plain as can be: for one source.
+struct PlainMarks;
+
+impl RecordMarks for PlainMarks {
+    fn mark(&self, partition: u32, offset: u64, fingerprint: u32) -> u128 {
+        1 << 127 | u128::from(fingerprint) << 80 | u128::from(partition) << 64 | u128::from(offset)
+    }
+
+    fn record(&self, mark: u128) -> Option<(u32, u64)> {
+        (mark != 0).then_some(((mark >> 64) as u32 & 0xffff, mark as u64))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_of_others_is_taken_in_once() {
+    let Some(address) = kafka("a_topic_of_others_is_taken_in_once") else { return };
+    let topic = Topic::new(&address);
+    drop(topic.open_log().await);
+    let producer: BaseProducer = settings(&address).create().unwrap();
+    for number in 0..100 {
+        let payload = format!(r#"{{"name":"d{}","number":{number}}}"#, number % 5);
+        let record: BaseRecord<'_, [u8], str> = BaseRecord::to(&topic.name).partition(number % 3);
+        producer.send(record.payload(&payload)).unwrap();
+    }
+    producer.flush(SOON).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let log: Arc<dyn EventLog> =
+        EmbeddedLog::open(folder.path(), LogConfig { partitions: 2, ..LogConfig::default() }).unwrap();
+    let source = |group: &str| {
+        let url = format!("kafka://{address}/{}?group={group}&type=quote&device=name", topic.name);
+        KafkaSource::start(SourceTarget::parse(&url).unwrap(), Arc::clone(&log), Arc::new(PlainMarks))
+            .unwrap()
+    };
+    let counted = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+    let first = source("first");
+    let figures = first.figures();
+    until("all are taken", || counted(&figures.taken) == 100).await;
+    first.stop().await;
+    let devices = |log: &Arc<dyn EventLog>| {
+        let log = Arc::clone(log);
+        async move {
+            let mut devices = Vec::new();
+            for partition in 0..2 {
+                let range = log.range(partition);
+                if !range.is_empty() {
+                    let read = log.read(partition, range.start, 1 << 20).await.unwrap();
+                    let events = read.blocks.iter().flat_map(|block| &block.events);
+                    devices.extend(events.map(|event| format!("{} {}", event.device_id, event.event_type)));
+                }
+            }
+            devices.sort();
+            devices
+        }
+    };
+    let taken = devices(&log).await;
+    assert_eq!((taken.len(), taken[0].as_str(), taken[99].as_str()), (100, "d0 quote", "d4 quote"));
+    // A member that has committed nothing, as after a crash before that.
+    let second = source("second");
+    let figures = second.figures();
+    until("all are known", || counted(&figures.duplicates) == 100).await;
+    second.stop().await;
+    assert_eq!(devices(&log).await.len(), 100);
+    // One that has committed everything has nothing to do.
+    let third = source("first");
+    let figures = third.figures();
+    producer
+        .send(BaseRecord::<'_, [u8], str>::to(&topic.name).partition(0).payload(r#"{"name":"new"}"#))
+        .unwrap();
+    producer.flush(SOON).unwrap();
+    until("the new one is taken", || counted(&figures.taken) == 1).await;
+    third.stop().await;
+    assert_eq!(counted(&figures.duplicates), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

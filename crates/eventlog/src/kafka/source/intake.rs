@@ -198,14 +198,11 @@ impl Intake {
             // Partitions move only inside of this call.
             let message = consumer.poll(wait);
             let moves = std::mem::take(&mut *self.moves.lock());
-            if !moves.came.is_empty() || !moves.went.is_empty() {
-                // Their offsets are another's to commit; what was read of them is a duplicate at the worst.
-                batch.next.retain(|partition, _| !moves.went.contains(partition));
-                let marks = &*self.marks;
-                self.seen.retain(|&mark| !moves.went.iter().any(|&id| is_of(marks.record(mark), id)));
-                if !moves.came.is_empty() {
-                    self.recall(&moves.came)?;
-                }
+            if !moves.went.is_empty() {
+                self.forget(&moves.went, &mut batch);
+            }
+            if !moves.came.is_empty() {
+                self.recall(&moves.came)?;
             }
             let message = match message {
                 None => break,
@@ -242,6 +239,20 @@ impl Intake {
             }
         }
         Ok(batch)
+    }
+
+    /// Lets go of what was read of partitions that are another's now, who reads it again.
+    fn forget(&mut self, went: &[i32], batch: &mut Batch) {
+        let marks = &*self.marks;
+        let is_gone = |mark: u128| went.iter().any(|&id| is_of(marks.record(mark), id));
+        batch.next.retain(|partition, _| !went.contains(partition));
+        self.seen.retain(|&mark| !is_gone(mark));
+        for builder in self.builders.iter_mut().filter(|builder| !builder.is_empty()) {
+            for event in builder.take().iter().filter(|event| !is_gone(event.mark)) {
+                // It was in there before.
+                let _ = builder.push(&event);
+            }
+        }
     }
 
     fn mark(&self, message: &BorrowedMessage<'_>) -> u128 {
