@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use catchment_store::history::Start;
 use catchment_types::PartitionId;
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -10,7 +11,7 @@ use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::worker::{RETRY_MAX, RETRY_MIN, Worker};
-use crate::{DistributeConfig, Parts, Processed};
+use crate::{DistributeConfig, Parts, Processed, StartError};
 
 /// What all workers use.
 pub(crate) struct Shared {
@@ -106,6 +107,12 @@ async fn take_over(shared: &Arc<Shared>, partition: PartitionId) -> Option<Worke
     let mut draining = shared.draining.clone();
     loop {
         let trouble = match shared.parts.history.take_over(partition).await {
+            Ok(Start { offset, repeat_to })
+                if offset.max(repeat_to) > shared.parts.log.range(partition).end =>
+            {
+                let (start, end) = (offset.max(repeat_to), shared.parts.log.range(partition).end);
+                StartError::LogBehind { partition, start, end }.to_string()
+            }
             Ok(start) => {
                 if let Some(follower) = &shared.parts.follower {
                     follower.taken_over(partition).await;

@@ -502,6 +502,16 @@ async fn what_does_not_fit_together_does_not_start() {
     setup.log.append(1, "a", &["1"]);
     let behind = setup.try_start(&[0, 2], DistributeConfig::default()).unwrap_err();
     assert_eq!(behind, StartError::LogBehind { partition: 1, start: 2, end: 1 });
+    // Where history knows only once it takes a partition over, that partition waits.
+    let setup = Setup::new(1);
+    let distributor = setup.start_at(Start { offset: 0, repeat_to: 2 });
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let trouble = distributor.trouble()();
+    assert!(
+        trouble[0].contains("ends at offset 0, but history has committed everything below 2"),
+        "{trouble:?}"
+    );
+    distributor.shutdown().await;
 }
 
 #[test]
