@@ -88,6 +88,29 @@ def test_publish_is_in_kafka_and_in_sql(new_server, topic):
     assert server.snapshot("pump-1") == {"rpm": 900.0}
 
 
+def test_readings_and_rejects_are_published(new_server, topic):
+    address, name = topic
+    server = new_server("platform", flags=["--log", f"kafka://{address}/{name}", "--publish-readings"]).start()
+    to = ("-h", "127.0.0.1", "-p", str(server.mqtt_port), "-t", "devices/pump-1/state", "-q", "1")
+    subprocess.run(["mosquitto_pub", *to, "-m", '{"rpm": 900, "gear": "D"}'], check=True, timeout=20)
+    subprocess.run(["mosquitto_pub", *to, "-m", '{"rpm": '], check=True, timeout=20)
+    server.wait_rows("SELECT 1 FROM rejects", 1)
+    # What is in the tables was published before.
+    try:
+        readings = consumed(address, f"{name}.readings")
+        assert [(key, row["device_id"], row["metric_name"]) for key, _, row in readings] == [
+            ("pump-1", "pump-1", "rpm"),
+            ("pump-1", "pump-1", "gear"),
+        ]
+        assert (readings[0][2]["metric_value"], readings[1][2]["text_value"]) == (900.0, "D")
+        ((key, headers, reject),) = consumed(address, f"{name}.rejects")
+        assert (key, reject["reason"], reject["payload"]) == ("pump-1", "syntax", '{"rpm": ')
+        assert headers["type"] == "state" and headers["content_type"] == "application/json"
+    finally:
+        delete_topic(address, f"{name}.readings")
+        delete_topic(address, f"{name}.rejects")
+
+
 def test_another_log_is_refused(new_server, topic):
     server = on_kafka(new_server, topic, config=BUSY).start()
     server.post_event("a", {"x": 1})

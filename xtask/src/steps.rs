@@ -125,6 +125,12 @@ fn cargo(places: &Places, arguments: &str) -> Command {
     command.current_dir(&places.root).args(arguments.split_whitespace());
     // One target folder for everything, however this program came to know it.
     command.env("CARGO_TARGET_DIR", &places.target);
+    // What Cargo says of us is nothing of what is built: build scripts that look at it would run anew, and all that depends
+    // on them be built anew, whenever a developer calls Cargo by hand in between.
+    let of_us = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    std::env::vars().filter(|(name, _)| of_us(name)).for_each(|(name, _)| {
+        command.env_remove(name);
+    });
     command
 }
 

@@ -185,6 +185,7 @@ impl App {
             group: Arc::clone(&group),
             history: Arc::clone(&history),
             follower: snapshot.follower(),
+            publish: log::publisher(engine, &settings, log.partitions()).await?,
             shards: shards.to_vec(),
             decoders: Arc::clone(&decoders),
             live: Arc::clone(&live),

@@ -182,6 +182,9 @@ pub(crate) struct ServeArgs {
     /// Where raw data goes after its hot days [default: nowhere]: file:PATH, s3://bucket/prefix.
     #[arg(long, value_name = "URL", help_heading = "Engines")]
     pub(crate) archive: Option<String>,
+    /// Publishes decoded readings and rejects to topics beside the log's, TOPIC.readings and TOPIC.rejects.
+    #[arg(long)]
+    pub(crate) publish_readings: bool,
     /// What this process does: gateway, distributor, api [default: all].
     #[arg(long, value_name = "ROLE,…")]
     pub(crate) roles: Option<String>,
@@ -208,6 +211,7 @@ impl ServeArgs {
             ("engines.registry", self.registry.clone()),
             ("engines.archive", self.archive.clone()),
             ("roles", self.roles.clone()),
+            ("engines.kafka.publish_readings", self.publish_readings.then(|| "true".to_owned())),
         ];
         given.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
     }

@@ -10,6 +10,7 @@
 //! on disk, and nothing is lost. The budget has to be well above the size at which history flushes.
 
 mod metrics;
+mod publish;
 mod supervisor;
 mod worker;
 
@@ -19,6 +20,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use catchment_decode::Decoders;
+use catchment_eventlog::readings::PublishReadings;
 use catchment_eventlog::{ConsumerGroup, EventLog};
 use catchment_store::history::History;
 use catchment_store::live::LiveHub;
@@ -77,6 +79,8 @@ pub struct Parts {
     pub history: Arc<dyn History>,
     /// Who else is told which partitions are ours.
     pub follower: Option<Arc<dyn Follower>>,
+    /// Who is to have decoded rows besides, before the store.
+    pub publish: Option<Arc<dyn PublishReadings>>,
     /// The rules to decode by; changes are taken up between blocks.
     pub decoders: Arc<Decoders>,
     /// Who follows.

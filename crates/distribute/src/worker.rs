@@ -11,6 +11,7 @@ use catchment_types::{Offset, PartitionId, Timestamp};
 use tokio::sync::watch;
 
 use crate::metrics::PartitionLabel;
+use crate::publish::Publisher;
 use crate::supervisor::Shared;
 
 /// First and longest pause after something that failed.
@@ -29,6 +30,7 @@ pub(crate) struct Worker {
     repeat_to: Option<Offset>,
     committed: watch::Receiver<Vec<Offset>>,
     decoders: WorkerDecoders,
+    publisher: Option<Publisher>,
     retry: Duration,
 }
 
@@ -37,6 +39,8 @@ impl Worker {
         let shard = Arc::clone(&shared.parts.shards[partition as usize]);
         let decoders = WorkerDecoders::new(Arc::clone(&shared.parts.decoders));
         let committed = shared.parts.history.subscribe_committed();
+        let publish = shared.parts.publish.clone();
+        let publisher = publish.map(|to| Publisher::new(to, partition));
         let repeat_to = Some(start.repeat_to).filter(|&to| to > start.offset);
         Self {
             shared,
@@ -103,11 +107,11 @@ impl Worker {
                 && block.end_offset() > to
             {
                 if block.first_offset < to {
-                    self.ingest(block, to);
+                    self.ingest(block, to).await;
                 }
                 self.finish_repeat(to).await;
             }
-            self.ingest(block, Offset::MAX);
+            self.ingest(block, Offset::MAX).await;
             // A block takes milliseconds: the sockets' tasks share these threads.
             tokio::task::yield_now().await;
         }
@@ -138,7 +142,10 @@ impl Worker {
     }
 
     /// Takes the events of a block that are below `until` and were not taken before.
-    fn ingest(&mut self, block: &EventBlock, until: Offset) {
+    async fn ingest(&mut self, block: &EventBlock, until: Offset) {
+        if let Some(publisher) = &mut self.publisher {
+            publisher.publish(block, self.next, until, &mut self.decoders).await;
+        }
         let live_hub = &self.shared.parts.live;
         let mut live = live_hub.batch();
         let EventBlock { first_offset, events } = block;

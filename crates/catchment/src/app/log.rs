@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use anyhow::bail;
 use catchment_eventlog::embedded::EmbeddedLog;
+use catchment_eventlog::readings::PublishReadings;
 use catchment_eventlog::{ConsumerGroup, EventLog, SoleMember};
 
 use crate::engines::Engine;
@@ -47,5 +48,29 @@ pub(crate) async fn open(
             Ok((log, identity, group))
         }
         other => bail!("{other} is no event log of this build"),
+    }
+}
+
+/// Where decoded rows are published besides, if that was asked for and this process decodes.
+///
+/// # Errors
+/// The log is none that has topics, or its brokers refuse.
+pub(super) async fn publisher(
+    engine: &Engine,
+    settings: &Settings,
+    partitions: u32,
+) -> anyhow::Result<Option<Arc<dyn PublishReadings>>> {
+    match engine {
+        #[cfg(feature = "kafka")]
+        Engine::Kafka(target)
+            if target.config.publish_readings && settings.has_role(ProcessRole::Distributor) =>
+        {
+            let readings = catchment_eventlog::kafka::KafkaReadings::open((**target).clone(), partitions);
+            Ok(Some(readings.await?))
+        }
+        Engine::Embedded(_) if settings.engines.kafka.publish_readings => {
+            bail!("--publish-readings is to topics of Kafka: it needs --log kafka://…")
+        }
+        _ => Ok(None),
     }
 }

@@ -253,6 +253,7 @@ impl Setup {
             group: Arc::clone(&self.group) as Arc<dyn ConsumerGroup>,
             history: Arc::clone(&self.history) as Arc<dyn History>,
             follower: None,
+            publish: None,
             shards: self.shards.clone(),
             decoders: Arc::clone(&self.decoders),
             live: Arc::clone(&self.live),
