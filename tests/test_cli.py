@@ -224,8 +224,9 @@ def test_a_bad_variable_is_named(tmp_path):
         ("--snapshot", "redis://r"),
     ],
 )
-def test_an_engine_that_is_not_in_this_build_is_named(tmp_path, flag, url):
-    for command in ("check", "serve"):
+def test_an_engine_that_does_not_answer_is_named(tmp_path, flag, url):
+    # Redis is waited for: everything else works without it.
+    for command in ("check",) if flag == "--snapshot" else ("check", "serve"):
         done = run(command, "--data", tmp_path / "data", flag, url)
         assert done.returncode == 1
         assert url.split(":")[0] in (done.stdout + done.stderr).lower()
