@@ -46,7 +46,7 @@ def committed(topic, group):
     """The offsets that a group has, by partition."""
     admin = KafkaAdminClient(bootstrap_servers=topic[0])
     try:
-        found = admin.list_consumer_group_offsets(group)
+        found = admin.list_group_offsets(group)[group]
     finally:
         admin.close()
     return [found[place].offset if (place := TopicPartition(topic[1], at)) in found else 0 for at in range(PARTITIONS)]

@@ -42,16 +42,8 @@ impl Worker {
         let publish = shared.parts.publish.clone();
         let publisher = publish.map(|to| Publisher::new(to, partition));
         let repeat_to = Some(start.repeat_to).filter(|&to| to > start.offset);
-        Self {
-            shared,
-            shard,
-            partition,
-            next: start.offset,
-            repeat_to,
-            committed,
-            decoders,
-            retry: RETRY_MIN,
-        }
+        let (next, retry) = (start.offset, RETRY_MIN);
+        Self { shared, shard, partition, next, repeat_to, committed, decoders, publisher, retry }
     }
 
     /// Works until told to stop, and then until the log's present end.
