@@ -432,7 +432,9 @@ def test_clickhouse_hangs_under_load(new_server, own_clickhouse):
             assert "gave no answer within" in requests.get(server.url("/readyz"), timeout=5).text
         finally:
             service.signal(signal.SIGCONT)
-        server.wait_ready()
+        # What has gathered meanwhile is brought in first, and on a busy machine that takes its time.
+        ready = server.url("/readyz")
+        eventually(lambda: requests.get(ready, timeout=5).status_code == 200, 120, "the server is ready again")
     for publisher in load:
         publisher.finish()
     check_all(server, load)
@@ -573,4 +575,4 @@ def test_a_query_that_is_given_up_ends_in_clickhouse(pair):
     for query in queries:
         url = server.url(f"/api/v1/queries/{query['id']}")
         assert requests.delete(url, headers=server.admin, timeout=5).status_code == 204
-    eventually(lambda: not running(), 20, "it has ended")
+    eventually(lambda: not running(), 90, "it has ended")

@@ -177,7 +177,10 @@ def test_lake(new_server, tmp_path, bucket):
     server.stop()
     assert "city/snapshot.parquet" in objects(bucket)
     server.start()
-    assert server.sql("SELECT * FROM aggregated_metrics ORDER BY 1, 2, 3") == aggregated
+    again = server.sql("SELECT * FROM aggregated_metrics ORDER BY 1, 2, 3")
+    # The order in which states are merged is not always the same, and so the last digit of a sum is not.
+    assert [row[:3] + row[4:] for row in again] == [row[:3] + row[4:] for row in aggregated]
+    assert [row[3] for row in again] == pytest.approx([row[3] for row in aggregated], rel=1e-12)
     assert (server.value(pruned), server.snapshot("d3")) == (counts, snapshot)
 
     for table, columns in {
