@@ -282,16 +282,16 @@ mod tests {
     }
 
     #[test]
-    fn taken_ports_and_absent_engines_are_found() {
+    fn taken_ports_and_unknown_engines_are_found() {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let found = listener(&ListenerConfig::new(Protocol::Mqtt, taken.local_addr().unwrap()));
         assert!(matches!(found.verdict, Verdict::Bad(reason) if reason.contains("--mqtt")));
         let mut settings = Settings::default();
-        settings.engines.snapshot = "redis://u:secret@h".to_owned();
+        settings.engines.snapshot = "memcached://u:secret@h".to_owned();
         let found = engine(&settings, Seam::Snapshot);
         assert!(
-            matches!(found.verdict, Verdict::Bad(reason) if reason.contains("redis is not in this build"))
+            matches!(found.verdict, Verdict::Bad(reason) if reason.contains("no engine that --snapshot knows"))
         );
-        assert_eq!(found.found, "redis://***@h");
+        assert_eq!(found.found, "memcached://***@h");
     }
 }
