@@ -1,12 +1,12 @@
 //! History in ClickHouse: the same tables, written over HTTP and read by SQL that is pushed down.
 //!
 //! # Layout
-//! One database has a realm's tables, which [`schema`] makes: `raw_events`, `raw_metrics`, `rejects`, `metric_rollups` (which
+//! One database has a realm's tables, which `schema` makes: `raw_events`, `raw_metrics`, `rejects`, `metric_rollups` (which
 //! the materialized view `metric_rollups_mv` fills from `raw_metrics`), and the view `aggregated_metrics`.
 //!
 //! # Exactly once
 //! ClickHouse cannot keep an offset of the log together with rows; it knows an insert again by its name. What makes one of
-//! this is told in [`flush`].
+//! this is told in `flush`.
 //!
 //! # What queries see
 //! Rows are seen when they are in ClickHouse, a second or so after they were acknowledged, by every process alike. Only

@@ -1,6 +1,6 @@
 //! Redis: latest values that other processes read, push between processes, and answers kept for a while.
 //!
-//! - [`RedisTarget`], [`RedisConfig`]: how a server is named. [`probe`] asks what it is.
+//! - [`RedisTarget`], [`RedisConfig`]: how a server is named. `probe` asks what it is.
 //! - [`SnapshotWriter`]: brings what changes in this process's shards to Redis; [`RedisSnapshot`] reads it.
 //! - [`LiveRelay`]: carries readings and events between the hubs of processes by Pub/Sub.
 //! - [`ResultCache`]: answers of queries, until the next commit.

@@ -44,14 +44,14 @@ pub trait Snapshot: Send + Sync + 'static {
     /// The engine does not answer.
     async fn devices(&self, after: Option<&str>, limit: usize) -> Result<Vec<DeviceSeen>, SnapshotError>;
 
-    /// The latest values of all devices, by [`snapshot_schema`](crate::shard::snapshot_schema), in any order. Each device is
+    /// The latest values of all devices, by [`snapshot_schema`], in any order. Each device is
     /// consistent in itself.
     ///
     /// # Errors
     /// The engine does not answer.
     async fn latest_rows(&self) -> Result<Vec<RecordBatch>, SnapshotError>;
 
-    /// All devices, by [`devices_schema`](crate::shard::devices_schema), in any order.
+    /// All devices, by [`devices_schema`], in any order.
     ///
     /// # Errors
     /// The engine does not answer.

@@ -5,7 +5,7 @@
 //!
 //! - [`local`]: a folder; what is new gets its name by link or rename, and is synced with the folder it is in.
 //! - [`s3`]: one object a file; commits go by conditional puts (`If-None-Match: *`).
-//! - [`conformance`]: what every place must do.
+//! - `conformance`: what every place must do.
 
 #[cfg(test)]
 mod conformance;
