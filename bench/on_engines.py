@@ -35,13 +35,12 @@ def main():
     was_there = {name: service.running() for name, service in services.items()}
     addresses = {name: service.up() for name, service in services.items()}
     with tempfile.TemporaryDirectory() as folder:
-        Cluster.ROLES = {"gateway": 1, "distributor": 1, "api": 1}
 
-        def new_server(name, **options):
-            servers.append(Server(Path(folder) / name, **options))
+        def new_server(name, kind=Server, **options):
+            servers.append(kind(Path(folder) / name, **options))
             return servers[-1]
 
-        cluster = Cluster(new_server, addresses.__getitem__, Path(folder))
+        cluster = Cluster(new_server, addresses.__getitem__, Path(folder), each=1)
         try:
             cluster.start()
             pids = ",".join(str(server.process.pid) for server in servers)

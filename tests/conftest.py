@@ -35,8 +35,8 @@ def new_server(tmp_path):
     """Makes servers of the test's own; they end with it."""
     own = []
 
-    def make(name="own", **options):
-        own.append(Server(tmp_path / name, **options))
+    def make(name="own", kind=Server, **options):
+        own.append(kind(tmp_path / name, **options))
         _running.append(own[-1])
         return own[-1]
 

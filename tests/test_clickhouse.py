@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from harness import eventually, free_ports, run
-from harness.load import check_stored, publishers
+from harness.load import check_all, publishers
 from harness.services import KINDS
 
 KILLS = 6
@@ -59,9 +59,6 @@ class OwnClickHouse(KINDS["clickhouse"]):
     """A test's own to stop, with a password."""
 
     password = "correct-horse"
-
-    def own_address(self):
-        return None
 
     def environment(self):
         return {"CLICKHOUSE_PASSWORD": self.password}
@@ -341,24 +338,6 @@ def test_own_sql_is_fenced(pair, query, status, word):
 
 
 # Exactly once.
-
-
-def check_all(server, load):
-    """One more event of each device; then everything acknowledged is there, once, in the rollups too."""
-    for publisher in load:
-        server.post_event(publisher.device, publisher.document(publisher.sent), "load")
-        publisher.acknowledged.add(publisher.sent)
-        publisher.sent += 1
-        query = (
-            f"SELECT 1 FROM raw_metrics WHERE device_id = '{publisher.device}' AND metric_name = 'seq'"
-            f" AND metric_value = {publisher.sent - 1}"
-        )
-        eventually(lambda query=query: server.sql(query), 90, f"the last event of {publisher.device}")
-    stored = sum(check_stored(server, publisher) for publisher in load)
-    assert server.value("SELECT count(*) FROM raw_events") == stored
-    doubled = "SELECT log_partition, log_offset FROM raw_events GROUP BY 1, 2 HAVING count(*) > 1 LIMIT 5"
-    assert server.sql(doubled) == []
-    assert server.value("SELECT sum(count) FROM aggregated_metrics WHERE metric_name = 'seq'") == stored
 
 
 def test_kill_under_load(new_server, clickhouse):

@@ -10,7 +10,7 @@ import pytest
 import requests
 
 from harness import eventually, free_ports, run
-from harness.load import check_stored, publishers
+from harness.load import check_all, publishers
 from harness.services import Kafka
 
 BUSY = """
@@ -140,31 +140,11 @@ def test_kill_under_load(new_server, topic):
     check_all(server, load)
 
 
-def check_all(server, load):
-    """One more event of each device is the last of its partition; then everything acknowledged is there, once."""
-    for publisher in load:
-        server.post_event(publisher.device, publisher.document(publisher.sent))
-        publisher.acknowledged.add(publisher.sent)
-        publisher.sent += 1
-        query = (
-            f"SELECT 1 FROM raw_metrics WHERE device_id = '{publisher.device}' AND metric_name = 'seq'"
-            f" AND metric_value = {publisher.sent - 1}"
-        )
-        eventually(lambda query=query: server.sql(query), 60, f"the last event of {publisher.device}")
-    stored = sum(check_stored(server, publisher) for publisher in load)
-    assert server.value("SELECT count(*) FROM raw_events") == stored
-    doubled = "SELECT log_partition, log_offset FROM raw_events GROUP BY 1, 2 HAVING count(*) > 1 LIMIT 5"
-    assert server.sql(doubled) == []
-
-
 class KafkaWithPassword(Kafka):
     """Has one more listener, which wants user and password, and is a test's own to stop."""
 
     ports = 3
     password = "correct-horse"
-
-    def own_address(self):
-        return None
 
     def more_settings(self, settings, ports):
         login = "org.apache.kafka.common.security.plain.PlainLoginModule required"

@@ -56,9 +56,6 @@ class OwnRedis(Redis):
         except subprocess.CalledProcessError as error:
             raise ServiceError(f"{address}: {error.stderr}") from error
 
-    def own_address(self):
-        return None
-
     def hash(self, key):
         """All fields of a hash."""
         lines = self.cli("HGETALL", key).splitlines()

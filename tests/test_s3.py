@@ -21,7 +21,7 @@ from deltalake import DeltaTable
 
 from harness import eventually, run
 from harness.fault_proxy import FaultProxy
-from harness.load import check_stored, publishers
+from harness.load import check_all, publishers
 from harness.services import S3
 
 KILLS = int(os.environ.get("CATCHMENT_KILLS", "20")) // 4
@@ -125,23 +125,6 @@ def same_rows(server, table, columns, theirs):
         return sorted(repr([str(value) for value in row.values()]) for row in rows.to_pylist())
 
     assert plain(ours) == plain(theirs.select(columns.split(", ")))
-
-
-def check_all(server, load):
-    """One more event of each device is the last of its partition; then everything acknowledged is there, once."""
-    for publisher in load:
-        server.post_event(publisher.device, publisher.document(publisher.sent))
-        publisher.acknowledged.add(publisher.sent)
-        publisher.sent += 1
-        query = (
-            f"SELECT 1 FROM raw_metrics WHERE device_id = '{publisher.device}' AND metric_name = 'seq'"
-            f" AND metric_value = {publisher.sent - 1}"
-        )
-        eventually(lambda query=query: server.sql(query), 60, f"the last event of {publisher.device}")
-    stored = sum(check_stored(server, publisher) for publisher in load)
-    assert server.value("SELECT count(*) FROM raw_events") == stored
-    doubled = "SELECT log_partition, log_offset FROM raw_events GROUP BY 1, 2 HAVING count(*) > 1 LIMIT 5"
-    assert server.sql(doubled) == []
 
 
 def flushed(server):

@@ -30,43 +30,46 @@ listen {name}
 class Node(Server):
     """One process. The registry that all share has one administrator, whose token the first process to start has."""
 
-    cluster = None
+    def __init__(self, folder, *, cluster, **options):
+        super().__init__(folder, **options)
+        self.cluster = cluster
 
     @property
     def token(self):
         """The administrator's."""
         return self.cluster.token
 
+    def not_ready(self):
+        """What it says that keeps it from its work; empty when it is ready."""
+        answer = requests.get(self.url("/readyz"), timeout=10)
+        return "" if answer.status_code == 200 else answer.text
+
 
 class Cluster(Caller):
-    """Two processes of each role, and a TCP balancer before gateways and API nodes. What clients of a server use, is there:
+    """Processes of each role, and a TCP balancer before gateways and API nodes. What clients of a server use, is there:
     ports, `url`, `sql` and the like are those of the balancer."""
 
-    ROLES = {"gateway": 2, "distributor": 2, "api": 2}
-
-    def __init__(self, new_server, service, folder, *, config=""):
+    def __init__(self, new_server, service, folder, *, config="", each=2):
+        """`new_server` and `service` as the fixtures of these names; `each` processes of each role."""
         name = f"cluster_{uuid.uuid4().hex[:12]}"
-        self.topic, self.database = name, name
-        self.kafka, self.redis = service("kafka"), service("redis")
-        self.clickhouse, postgres = service("clickhouse"), service("postgres")
+        clickhouse = service("clickhouse").split("://")[1]
+        postgres = service("postgres")
         with psycopg.connect(postgres, autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {name}")
-        host = self.clickhouse.split("://")[1]
-        self.engines = [
-            "--log", f"kafka://{self.kafka}/{self.topic}",
-            "--history", f"clickhouse://{host}/{self.database}",
-            "--snapshot", self.redis,
-            "--registry", f"{postgres.rsplit('/', 1)[0]}/{name}",
-        ]  # fmt: skip
+        engines = {
+            "--log": f"kafka://{service('kafka')}/{name}",
+            "--history": f"clickhouse://{clickhouse}/{name}",
+            "--snapshot": service("redis"),
+            "--registry": f"{postgres.rsplit('/', 1)[0]}/{name}",
+        }
+        flags = [part for flag in engines.items() for part in flag]
         config = f'{config}\n[engines.redis]\nprefix = "{name}:"\n'
         self.folder = folder
         self.nodes = {}
-        for role, count in self.ROLES.items():
-            for number in range(1, count + 1):
-                node = new_server(f"{role}-{number}", flags=[*self.engines, "--roles", role], config=config)
-                node.__class__ = Node
-                node.cluster = self
-                self.nodes[f"{role}-{number}"] = node
+        for role in ("gateway", "distributor", "api"):
+            for number in range(1, each + 1):
+                own = {"flags": [*flags, "--roles", role], "config": config, "cluster": self}
+                self.nodes[f"{role}-{number}"] = new_server(f"{role}-{number}", kind=Node, **own)
         self.mqtt_port, self.ingest_port, self.http_port = free_ports(3)
         self.balancer = None
         self.session = requests.Session()
@@ -84,7 +87,10 @@ class Cluster(Caller):
 
     def _balance(self):
         def section(name, port, nodes, port_of):
-            lines = [f"    server {name}-{at} 127.0.0.1:{port_of(node)} check inter 200 fall 1 rise 1" for at, node in enumerate(nodes)]
+            lines = [
+                f"    server {name}-{at} 127.0.0.1:{port_of(node)} check inter 200 fall 1 rise 1"
+                for at, node in enumerate(nodes)
+            ]
             return SECTION.format(name=name, port=port, servers="\n".join(lines))
 
         sections = [

@@ -11,6 +11,7 @@ import time
 import requests
 
 from . import raw_mqtt as raw
+from .wait import eventually
 
 ERRORS = (OSError, EOFError, requests.RequestException)
 
@@ -140,3 +141,34 @@ def check_stored(server, publisher):
     doubled = len(stored) - len(distinct)
     assert doubled <= publisher.resent, f"{publisher.device}: {doubled} events are stored twice"
     return len(stored)
+
+
+def say_last(server, load, node=None, limit_s=90):
+    """One more event of each device, which is the last of its partition, until it is seen, at `node` if one is named: then
+    everything before it is."""
+    for publisher in load:
+        server.post_event(publisher.device, publisher.document(publisher.sent), "load")
+        publisher.acknowledged.add(publisher.sent)
+        publisher.sent += 1
+    for publisher in load:
+        query = (
+            f"SELECT 1 FROM raw_metrics WHERE device_id = '{publisher.device}' AND metric_name = 'seq'"
+            f" AND metric_value = {publisher.sent - 1}"
+        )
+        seen = node or server
+        eventually(lambda query=query: seen.sql(query), limit_s, f"the last event of {publisher.device}")
+
+
+def check_once(server, load):
+    """Everything acknowledged is there, once, in the rollup too."""
+    stored = sum(check_stored(server, publisher) for publisher in load)
+    assert server.value("SELECT count(*) FROM raw_events") == stored
+    doubled = "SELECT log_partition, log_offset FROM raw_events GROUP BY 1, 2 HAVING count(*) > 1 LIMIT 5"
+    assert server.sql(doubled) == []
+    assert server.value("SELECT sum(count) FROM aggregated_metrics WHERE metric_name = 'seq'") == stored
+
+
+def check_all(server, load):
+    """Says the last words, and checks."""
+    say_last(server, load)
+    check_once(server, load)

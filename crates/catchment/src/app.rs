@@ -139,7 +139,7 @@ struct App {
     history_stop: CancellationToken,
     servers: JoinSet<()>,
     background: JoinSet<()>,
-    history: Option<tokio::task::JoinHandle<()>>,
+    history: tokio::task::JoinHandle<()>,
 }
 
 /// Where it listens; the ports are real ones even where 0 was asked for.
@@ -191,12 +191,12 @@ impl App {
             live: Arc::clone(&live),
             metrics: distribute_metrics.clone(),
         };
-        let mut config =
-            DistributeConfig { budget_bytes: settings.row_bytes_max(), ..DistributeConfig::default() };
-        if settings.is_split() {
-            // Gateways of other processes go on writing: the log has no end to wait for, and others take over.
-            config.drain_max = None;
-        }
+        let config = DistributeConfig {
+            budget_bytes: settings.row_bytes_max(),
+            // Members of a group: gateways of other processes go on writing, and other members take over.
+            leaves_to_others: is_shared && matches!(engine, Engine::Kafka(_)),
+            ..DistributeConfig::default()
+        };
         let distributor = match settings.has_role(ProcessRole::Distributor) {
             true => {
                 let _on = workers.enter();
@@ -242,6 +242,10 @@ impl App {
         sql.metrics().register(&mut metrics);
         let pg_metrics = PgMetrics::default();
         pg_metrics.register(&mut metrics);
+        metrics.register_collector(Box::new(metrics::RegistryFigures {
+            registry: Arc::clone(&registry),
+            engine: engine_of(&engines, Seam::Registry)?.name(),
+        }));
         metrics.register_collector(Box::new(metrics::LogFigures {
             log: Arc::clone(&log),
             engine: engine.name(),
@@ -257,6 +261,7 @@ impl App {
             &addresses,
             &log,
             &history,
+            &registry,
             distributor.as_ref(),
             &gateway_metrics,
         )
@@ -295,10 +300,7 @@ impl App {
         background.spawn(release(Arc::clone(&log), Arc::clone(&history)));
         background.spawn(Arc::clone(&registry).follow());
         background.spawn(apply_rules(Arc::clone(&registry), Arc::clone(&decoders), Arc::clone(&gateway)));
-        let history_task = match settings.has_role(ProcessRole::Distributor) {
-            true => Some(tokio::spawn(history.run(history_stop.clone()))),
-            false => None,
-        };
+        let history_task = tokio::spawn(history.run(history_stop.clone()));
         let pg_tls = listeners.pg_tls();
         let pg_listener = listeners.serve(&mut servers, &gateway, &router, &closing);
         if let Some(listener) = pg_listener {
@@ -352,13 +354,17 @@ impl App {
                 Protocol::Http | Protocol::Https => {
                     let (http, ws) = if protocol.is_tls() { ("https", "wss") } else { ("http", "ws") };
                     let base = format!("{http}://{address}");
-                    lines.extend([
-                        ("status page", format!("{base}/")),
-                        ("REST", format!("{base}/api/v1/  (OpenAPI: {base}/api/v1/openapi.json)")),
-                        ("live", format!("{ws}://{address}/api/v1/live")),
-                        ("metrics", format!("{base}/metrics")),
-                        ("MQTT", format!("{ws}://{address}/mqtt")),
-                    ]);
+                    if self.settings.has_role(ProcessRole::Api) {
+                        lines.extend([
+                            ("status page", format!("{base}/")),
+                            ("REST", format!("{base}/api/v1/  (OpenAPI: {base}/api/v1/openapi.json)")),
+                            ("live", format!("{ws}://{address}/api/v1/live")),
+                        ]);
+                    }
+                    lines.push(("metrics", format!("{base}/metrics")));
+                    if self.settings.has_role(ProcessRole::Gateway) {
+                        lines.push(("MQTT", format!("{ws}://{address}/mqtt")));
+                    }
                 }
                 Protocol::Mqtt | Protocol::Mqtts => {
                     lines.push(("MQTT", format!("{}://{address}", protocol.name())))
@@ -366,9 +372,16 @@ impl App {
                 Protocol::Pg => lines.push(("PostgreSQL", format!("postgresql://admin@{address}/main"))),
             }
         }
-        let bridges = self.settings.all_bridges();
-        lines.extend(bridges.iter().map(|bridge| ("bridge", format!("{} ({})", bridge.url, bridge.name))));
-        lines.extend(self.settings.kafka_sources().map(|source| ("source", source.to_string())));
+        if self.settings.has_role(ProcessRole::Gateway) {
+            let bridges = self.settings.all_bridges();
+            lines
+                .extend(bridges.iter().map(|bridge| ("bridge", format!("{} ({})", bridge.url, bridge.name))));
+            lines.extend(self.settings.kafka_sources().map(|source| ("source", source.to_string())));
+        }
+        if self.settings.is_split() {
+            let roles = self.settings.roles.iter().map(|role| role.name()).collect::<Vec<_>>().join(", ");
+            lines.insert(0, ("roles", roles));
+        }
         lines.push(("data", self.folder.path().display().to_string()));
         let seams = self.engines.iter().filter(|(_, engine)| *engine != Engine::Off);
         lines.extend(seams.map(|(seam, engine)| (seam.name(), engine.to_string())));
@@ -397,9 +410,7 @@ impl App {
         }
         self.snapshot.close().await;
         self.history_stop.cancel();
-        if let Some(history) = self.history
-            && let Err(error) = history.await
-        {
+        if let Err(error) = self.history.await {
             tracing::error!(%error, "history ended badly; its rows are in the log");
         }
         // Only now: others begin where we have left off.
@@ -409,8 +420,14 @@ impl App {
     }
 }
 
+/// The engines of this process: a gateway that does nothing else works while those behind the log are away.
 fn resolve(settings: &Settings) -> anyhow::Result<Vec<(Seam, Engine)>> {
-    let resolve = |seam| Ok((seam, engines::resolve(seam, &settings.engines, &settings.data)?));
+    let only_takes_in = !settings.has_role(ProcessRole::Distributor) && !settings.has_role(ProcessRole::Api);
+    let is_behind = |seam| matches!(seam, Seam::History | Seam::Snapshot | Seam::Archive);
+    let resolve = |seam| match only_takes_in && is_behind(seam) {
+        true => Ok((seam, Engine::Off)),
+        false => Ok((seam, engines::resolve(seam, &settings.engines, &settings.data)?)),
+    };
     Seam::ALL.into_iter().map(resolve).collect()
 }
 

@@ -30,6 +30,7 @@ use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use self::supervisor::Shared;
 
@@ -42,9 +43,11 @@ pub struct DistributeConfig {
     pub budget_bytes: usize,
     /// About how much is read from the log at once, in bytes.
     pub read_bytes_max: usize,
-    /// How long a shutdown goes on reading what is in the log already; nothing when other processes go on with it.
-    /// What is left then is read after the next start.
-    pub drain_max: Option<Duration>,
+    /// How long a shutdown may take.
+    pub stop_max: Duration,
+    /// Whether other processes go on with the log: a shutdown leaves all partitions to them, instead of reading the log to
+    /// its end. What is left otherwise is read after the next start.
+    pub leaves_to_others: bool,
 }
 
 impl Default for DistributeConfig {
@@ -52,7 +55,8 @@ impl Default for DistributeConfig {
         Self {
             budget_bytes: 512 * 1024 * 1024,
             read_bytes_max: 1024 * 1024,
-            drain_max: Some(Duration::from_secs(10)),
+            stop_max: Duration::from_secs(10),
+            leaves_to_others: false,
         }
     }
 }
@@ -123,9 +127,10 @@ pub type Processed = Vec<Option<Offset>>;
 pub struct Distributor {
     supervisor: JoinHandle<()>,
     drain: watch::Sender<bool>,
+    give_up: CancellationToken,
     processed: watch::Receiver<Processed>,
     trouble: Arc<Mutex<BTreeMap<PartitionId, String>>>,
-    drain_max: Option<Duration>,
+    config: DistributeConfig,
 }
 
 impl Distributor {
@@ -146,11 +151,17 @@ impl Distributor {
         }
         let (processed_sender, processed) = watch::channel(vec![None; partitions as usize]);
         let (drain, draining) = watch::channel(false);
-        let trouble = Arc::default();
-        let shared =
-            Shared { parts, config, processed: processed_sender, trouble: Arc::clone(&trouble), draining };
+        let (trouble, give_up) = (Arc::default(), CancellationToken::new());
+        let shared = Shared {
+            parts,
+            config,
+            processed: processed_sender,
+            trouble: Arc::clone(&trouble),
+            draining,
+            giving_up: give_up.clone(),
+        };
         let supervisor = tokio::spawn(supervisor::run(Arc::new(shared)));
-        Ok(Self { supervisor, drain, processed, trouble, drain_max: config.drain_max })
+        Ok(Self { supervisor, drain, give_up, processed, trouble, config })
     }
 
     /// How far each partition is in its shard: decoded, in the latest values, in the rows that queries see.
@@ -166,20 +177,20 @@ impl Distributor {
         Arc::new(move || trouble.lock().values().cloned().collect())
     }
 
-    /// Reads what is in the log already, then stops; at most for [`DistributeConfig::drain_max`]. Returns where each
-    /// partition stands.
+    /// Stops: reads what is in the log already, or leaves all partitions to others; at most for
+    /// [`DistributeConfig::stop_max`]. Returns where each partition stands.
     pub async fn shutdown(mut self) -> Processed {
-        self.drain.send_replace(true);
-        let Some(drain_max) = self.drain_max else {
-            self.supervisor.abort();
-            return self.processed.borrow().clone();
-        };
-        match tokio::time::timeout(drain_max, &mut self.supervisor).await {
+        if self.config.leaves_to_others {
+            self.give_up.cancel();
+        } else {
+            self.drain.send_replace(true);
+        }
+        match tokio::time::timeout(self.config.stop_max, &mut self.supervisor).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::error!(%error, "the partition workers ended badly"),
             Err(_) => {
                 tracing::warn!(
-                    "the log was not read to its end in time; the rest is read after the next start"
+                    "not all of the log was brought in in time; the rest is read after the next start"
                 );
                 self.supervisor.abort();
             }

@@ -174,7 +174,9 @@ impl Worker {
 
     /// Waits while history has too much to write.
     async fn wait_for_room(&self) {
-        if !self.shared.over_budget() {
+        // What is repeated goes to history only when it is whole: to wait for room before that would be for ever. It is
+        // as much as history takes at once.
+        if self.repeat_to.is_some() || !self.shared.over_budget() {
             return;
         }
         let since = Instant::now();

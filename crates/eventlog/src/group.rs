@@ -26,7 +26,7 @@ pub trait ConsumerGroup: Send + Sync + fmt::Debug + 'static {
     /// then says so by [`ConsumerGroup::left`]; another member has it only after that, or when we take too long.
     fn assigned(&self) -> watch::Receiver<Assigned>;
 
-    /// Nothing is done for the partition any more.
+    /// Nothing is done for the partition any more. Whoever is about to [`ConsumerGroup::close`] says so before it is taken.
     fn left(&self, partition: PartitionId);
 
     /// The last claim of a partition, by whichever member; `0..0` when there was none.

@@ -243,6 +243,18 @@ async fn members_share_and_hand_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_has_left_everything_is_gone_at_once() {
+    let Some(address) = kafka("who_has_left_everything_is_gone_at_once") else { return };
+    let topic = Topic::new(&address);
+    let only = Joined::new(&topic).await;
+    until("it has all", || only.assigned().len() == 3).await;
+    (0..3).for_each(|partition| only.group.left(partition));
+    let stopped = Instant::now();
+    only.group.close().await;
+    assert!(stopped.elapsed() < Duration::from_secs(5), "{:?}", stopped.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_partition_comes_back_only_after_it_was_left() {
     let Some(address) = kafka("a_partition_comes_back_only_after_it_was_left") else { return };
     let topic = Topic::new(&address);

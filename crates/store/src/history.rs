@@ -24,10 +24,12 @@ mod data_file;
 mod engine;
 mod error;
 mod flush;
+mod flush_metrics;
 mod hook;
 mod local_file;
 mod merge;
 mod metrics;
+mod none;
 mod owner;
 mod period;
 mod provider;
@@ -58,6 +60,7 @@ pub use engine::{ClaimError, Claims, EngineError, ErrorClass, History, NativeErr
 pub use error::StoreError;
 pub use flush::FlushReport;
 use metrics::HistoryMetrics;
+pub use none::NoHistory;
 pub use provider::{AGGREGATED_METRICS, CATALOG, aggregated_metrics};
 
 use crate::shard::Shard;
@@ -66,6 +69,7 @@ use crate::tables::TableId;
 use archive::Archive;
 use blocking::{Urgency, blocking};
 use flush::FlushState;
+pub(crate) use flush_metrics::FlushMetrics;
 use hook::Hook;
 use table::{Part, Table, data_files};
 use view::View;

@@ -130,6 +130,8 @@ pub struct Registry {
     loading_access: tokio::sync::Mutex<()>,
     withdrawn: Mutex<access::Withdrawn>,
     passwords: passwords::Passwords,
+    /// Why other processes' changes are not heard.
+    trouble: Mutex<Option<String>>,
 }
 
 impl Registry {
@@ -167,6 +169,7 @@ impl Registry {
             loading_access: tokio::sync::Mutex::default(),
             withdrawn: Mutex::default(),
             passwords: passwords::Passwords::new(passwords)?,
+            trouble: Mutex::default(),
         };
         registry.load_access().await?;
         registry.load_tokens().await?;

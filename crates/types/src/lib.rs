@@ -8,6 +8,7 @@ mod loopback;
 mod names;
 mod reading;
 mod time;
+mod url;
 
 pub use event::{Event, EventBatch, EventBatchBuilder, EventBatchIter, EventTooLarge};
 pub use limits::RateLimits;
@@ -18,3 +19,4 @@ pub use names::{
 };
 pub use reading::{Reading, RejectReason, Value};
 pub use time::Timestamp;
+pub use url::{host_and_port, url_decoded};

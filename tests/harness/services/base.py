@@ -54,6 +54,8 @@ class Service:
     """Who it runs as; nobody in particular when empty."""
 
     def __init__(self, folder=None):
+        self.is_own = folder is not None
+        """Whether it is a test's, in a folder of its own, and not the one that all share."""
         self.folder = Path(folder) if folder else target_folder() / "services" / self.name
         self.tools = target_folder() / "tools"
 
@@ -100,7 +102,7 @@ class Service:
 
     def own_address(self):
         """Where it is if an operator has named it."""
-        return os.environ.get(self.variable) or None
+        return None if self.is_own else os.environ.get(self.variable) or None
 
     def running(self):
         """The address of the process that we have started, if it lives."""

@@ -7,7 +7,7 @@ use anyhow::bail;
 use async_trait::async_trait;
 use catchment_eventlog::{ConsumerGroup, GroupError};
 use catchment_store::clickhouse::ClickHouseHistory;
-use catchment_store::history::{ClaimError, Claims, DeltaHistory, History};
+use catchment_store::history::{ClaimError, Claims, DeltaHistory, History, NoHistory};
 use catchment_store::shard::Shard;
 use catchment_store::storage::Place;
 use catchment_types::{Offset, PartitionId};
@@ -49,6 +49,7 @@ pub(crate) async fn open(
             tracing::info!(values, "the snapshot is restored");
             Ok(history)
         }
+        Engine::Off => Ok(NoHistory::new(shards.len())),
         Engine::ClickHouse(target) => {
             anyhow::ensure!(
                 *engine_of(engines, Seam::Archive)? == Engine::Off,

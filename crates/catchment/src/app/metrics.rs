@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use catchment_eventlog::EventLog;
+use catchment_store::registry::Registry;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
@@ -67,6 +68,29 @@ impl Collector for LogFigures {
             )?)?;
         }
         Ok(())
+    }
+}
+
+/// `catchment_registry_up`.
+pub(super) struct RegistryFigures {
+    pub(super) registry: Arc<Registry>,
+    /// The engine's name.
+    pub(super) engine: &'static str,
+}
+
+impl fmt::Debug for RegistryFigures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RegistryFigures({})", self.engine)
+    }
+}
+
+impl Collector for RegistryFigures {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let up = ConstGauge::new(i64::from(self.registry.trouble().is_none()));
+        let help = "1 while the engine of the registry answers, 0 while it does not";
+        let mut described =
+            encoder.encode_descriptor("catchment_registry_up", help, None, up.metric_type())?;
+        up.encode(described.encode_family(&[("engine", self.engine)])?)
     }
 }
 

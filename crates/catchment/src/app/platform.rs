@@ -11,9 +11,10 @@ use catchment_serve::status::{
     Engine as EngineStatus, GatewayStatus, HistoryStatus, Listener, PartitionStatus, Platform, PlatformStatus,
 };
 use catchment_store::history::{History, HistoryHealth};
+use catchment_store::registry::Registry;
 use catchment_types::Offset;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::Registry as MetricsRegistry;
 use tokio::sync::watch;
 
 use super::Addresses;
@@ -29,6 +30,7 @@ pub(super) struct RunningPlatform {
     engines: Vec<EngineStatus>,
     log: Arc<dyn EventLog>,
     history: Arc<dyn History>,
+    registry: Arc<Registry>,
     committed: watch::Receiver<Vec<Offset>>,
     /// None when this process works on no partition.
     processed: Option<watch::Receiver<Processed>>,
@@ -43,6 +45,7 @@ impl RunningPlatform {
         addresses: &Addresses,
         log: &Arc<dyn EventLog>,
         history: &Arc<dyn History>,
+        registry: &Arc<Registry>,
         distributor: Option<&Distributor>,
         gateway: &GatewayMetrics,
     ) -> Self {
@@ -61,6 +64,7 @@ impl RunningPlatform {
             engines: engines.iter().filter(|(_, engine)| *engine != Engine::Off).map(engine).collect(),
             log: Arc::clone(log),
             history: Arc::clone(history),
+            registry: Arc::clone(registry),
             committed: history.subscribe_committed(),
             processed: distributor.map(Distributor::processed),
             trouble: distributor.map(Distributor::trouble),
@@ -135,6 +139,9 @@ impl Platform for RunningPlatform {
             })
             .collect();
         reasons.extend(self.log.trouble().map(|trouble| format!("the event log does not answer: {trouble}")));
+        reasons.extend(
+            self.registry.trouble().map(|trouble| format!("the registry does not answer: {trouble}")),
+        );
         reasons.extend(self.trouble.iter().flat_map(|trouble| trouble()));
         reasons.extend(self.failing());
         reasons.extend(self.snapshot.as_ref().and_then(Trouble::tell));
@@ -143,14 +150,14 @@ impl Platform for RunningPlatform {
 }
 
 /// The gateway's figures, read the way Prometheus reads them: what it counts has no other face.
-struct GatewayFigures(Registry);
+struct GatewayFigures(MetricsRegistry);
 
 /// One reading of them.
 struct GatewayText(String);
 
 impl GatewayFigures {
     fn new(metrics: &GatewayMetrics) -> Self {
-        let mut registry = Registry::default();
+        let mut registry = MetricsRegistry::default();
         metrics.register(&mut registry);
         Self(registry)
     }

@@ -57,7 +57,7 @@ impl OpenSnapshot {
         live: &Arc<LiveHub>,
     ) -> anyhow::Result<Self> {
         let redis = match engine {
-            Engine::Memory => None,
+            Engine::Memory | Engine::Off => None,
             Engine::Redis(target) => Some(Redis::open(target, log, live).await?),
             other => bail!("{other} is no engine of the snapshot"),
         };

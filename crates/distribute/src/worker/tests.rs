@@ -167,6 +167,7 @@ impl ConsumerGroup for Dealer {
 struct StartsAt {
     starts: Mutex<Vec<Start>>,
     refusals: Mutex<u32>,
+    panics: Mutex<bool>,
     committed: watch::Sender<Vec<Offset>>,
     released: Mutex<Vec<PartitionId>>,
 }
@@ -174,6 +175,7 @@ struct StartsAt {
 #[async_trait::async_trait]
 impl History for StartsAt {
     async fn take_over(&self, partition: PartitionId) -> Result<Start, StoreError> {
+        assert!(!*self.panics.lock(), "as the test wants");
         let mut refusals = self.refusals.lock();
         if *refusals > 0 {
             *refusals -= 1;
@@ -235,6 +237,7 @@ impl Setup {
             history: Arc::new(StartsAt {
                 starts: Mutex::new(vec![Start::default(); partitions]),
                 refusals: Mutex::default(),
+                panics: Mutex::default(),
                 committed: watch::Sender::new(vec![0; partitions]),
                 released: Mutex::default(),
             }),
@@ -248,6 +251,11 @@ impl Setup {
     fn try_start(&self, start: &[Offset], config: DistributeConfig) -> Result<Distributor, StartError> {
         *self.history.starts.lock() = start.iter().map(|&offset| Start { offset, repeat_to: 0 }).collect();
         self.history.committed.send_replace(start.to_vec());
+        self.try_start_there(config)
+    }
+
+    /// From where history is already.
+    fn try_start_there(&self, config: DistributeConfig) -> Result<Distributor, StartError> {
         let parts = Parts {
             log: Arc::clone(&self.log) as Arc<dyn EventLog>,
             group: Arc::clone(&self.group) as Arc<dyn ConsumerGroup>,
@@ -264,10 +272,8 @@ impl Setup {
 
     /// With one partition, that history has left off in the middle of a flush.
     fn start_at(&self, start: Start) -> Distributor {
-        // The supervisor asks only once this task waits.
-        let distributor = self.start();
         *self.history.starts.lock() = vec![start];
-        distributor
+        self.try_start_there(DistributeConfig::default()).unwrap()
     }
 
     fn start(&self) -> Distributor {
@@ -421,7 +427,7 @@ async fn a_shutdown_drains_in_bounded_time() {
     // Without room it ends all the same, and tells how far it came.
     let config = DistributeConfig {
         budget_bytes: 0,
-        drain_max: Some(Duration::from_millis(50)),
+        stop_max: Duration::from_millis(50),
         ..DistributeConfig::default()
     };
     setup.log.append(0, "a", &[r#"{"v":1}"#]);
@@ -450,6 +456,62 @@ async fn partitions_come_and_go() {
     until(&distributor, &[3, 1]).await;
     assert_eq!(setup.metrics.events.get(), 3);
     distributor.shutdown().await;
+}
+
+#[tokio::test]
+async fn what_others_go_on_with_is_left_to_them_at_once() {
+    let setup = Setup::new(2);
+    let config = DistributeConfig { leaves_to_others: true, ..DistributeConfig::default() };
+    let distributor = setup.try_start(&[0, 0], config).unwrap();
+    setup.log.append(0, "a", &[r#"{"v":1}"#]);
+    until(&distributor, &[1, 0]).await;
+    // A stop closes the log first.
+    setup.log.close().await;
+    let began = std::time::Instant::now();
+    assert_eq!(distributor.shutdown().await, [None, None]);
+    assert!(began.elapsed() < Duration::from_secs(5));
+    let sorted = |list: &Mutex<Vec<PartitionId>>| {
+        let mut list = list.lock().clone();
+        list.sort_unstable();
+        list
+    };
+    assert_eq!((sorted(&setup.history.released), sorted(&setup.group.left)), (vec![0, 1], vec![0, 1]));
+}
+
+#[tokio::test]
+async fn a_worker_that_panics_is_told_and_left_alone() {
+    let setup = Setup::new(1);
+    *setup.history.panics.lock() = true;
+    let distributor = setup.start();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(distributor.trouble()()[0].contains("restart this process"));
+    assert_eq!(*distributor.processed().borrow(), [None]);
+    // It can still be taken away.
+    setup.group.deal([]);
+    tokio::time::timeout(Duration::from_secs(5), async {
+        while setup.group.left.lock().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .expect("in time");
+    distributor.shutdown().await;
+}
+
+#[tokio::test]
+async fn what_is_repeated_does_not_wait_for_room() {
+    let setup = Setup::new(1);
+    for _ in 0..3 {
+        setup.log.append(0, "a", &[r#"{"v":1}"#]);
+    }
+    *setup.history.starts.lock() = vec![Start { offset: 0, repeat_to: 2 }];
+    let config = DistributeConfig { budget_bytes: 1, ..DistributeConfig::default() };
+    let distributor = setup.try_start_there(config).unwrap();
+    until(&distributor, &[2]).await;
+    drop(setup.shards[0].take_rows());
+    setup.shards[0].rows_written();
+    setup.history.committed.send_replace(vec![2]);
+    until(&distributor, &[3]).await;
 }
 
 #[tokio::test]

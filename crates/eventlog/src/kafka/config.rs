@@ -7,6 +7,7 @@
 //! Settings of the URL are those of the section ([`KafkaConfig`]) that are one word; the URL is the stronger. A secret is
 //! better in a file or in the environment than in a URL; none appears in what is displayed or logged.
 
+use catchment_types::{host_and_port, url_decoded};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
@@ -212,15 +213,15 @@ impl KafkaTarget {
         let mut config = section.clone();
         if let Some(user) = user {
             let (name, password) = user.split_once(':').unwrap_or((user, ""));
-            config.user = decoded(name).ok_or_else(|| form("user", "not UTF-8"))?;
+            config.user = url_decoded(name).ok_or_else(|| form("user", "not UTF-8"))?;
             if !password.is_empty() {
-                config.password = Secret(decoded(password).ok_or_else(|| form("password", "not UTF-8"))?);
+                config.password = Secret(url_decoded(password).ok_or_else(|| form("password", "not UTF-8"))?);
                 config.password_file = None;
             }
         }
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            config.set(name, decoded(value).ok_or_else(|| form("query", "not UTF-8"))?)?;
+            config.set(name, url_decoded(value).ok_or_else(|| form("query", "not UTF-8"))?)?;
         }
         let topic = if topic.is_empty() { TOPIC } else { topic };
         let is_legal = |c: char| c.is_ascii_alphanumeric() || ".-_".contains(c);
@@ -296,34 +297,8 @@ fn flag(name: &'static str, value: &str) -> Result<bool, BadTarget> {
 
 /// `host:port`, with the default port where there is none.
 fn broker(text: &str) -> Option<String> {
-    let (host, port) = match text.rsplit_once(':') {
-        // The last colon of a bare IPv6 address is no port's.
-        Some((host, port)) if !port.contains(']') => (host, port.parse::<u16>().ok()?),
-        _ => (text, PORT),
-    };
-    let is_address = host.starts_with('[') && host.ends_with(']');
-    let is_name = !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || ".-_".contains(c));
-    (is_address || is_name).then(|| format!("{host}:{port}"))
-}
-
-/// A part of a URL with its `%XX` undone.
-pub(super) fn decoded(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&first, after)) = rest.split_first() {
-        let hex = after.get(..2).and_then(|hex| std::str::from_utf8(hex).ok());
-        match hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()).filter(|_| first == b'%') {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &after[2..];
-            }
-            None => {
-                bytes.push(first);
-                rest = after;
-            }
-        }
-    }
-    String::from_utf8(bytes).ok()
+    let (host, port) = host_and_port(text, PORT)?;
+    Some(format!("{host}:{port}"))
 }
 
 #[cfg(test)]

@@ -78,6 +78,8 @@ struct State {
     leaving: BTreeSet<PartitionId>,
     /// Those of them that the coordinator keeps for us until they are left.
     kept: BTreeSet<PartitionId>,
+    /// Published, and left before they were taken: by who is about to leave the group.
+    idle: BTreeSet<PartitionId>,
     /// Claims on their way.
     claims: Vec<PartitionId>,
 }
@@ -145,6 +147,9 @@ impl ConsumerGroup for KafkaGroup {
 
     fn left(&self, partition: PartitionId) {
         let mut state = self.shared.state.lock();
+        if self.shared.published().contains(&partition) {
+            state.idle.insert(partition);
+        }
         state.leaving.remove(&partition);
         state.kept.remove(&partition);
         self.shared.changed.notify_all();
@@ -242,13 +247,15 @@ impl Shared {
         let (leaving, staying): (BTreeSet<_>, BTreeSet<_>) =
             published.iter().partition(|id| taken.contains(*id));
         state.given.retain(|id| !taken.contains(id));
-        state.leaving.extend(&leaving);
         if !leaving.is_empty() {
             tracing::info!(partitions = ?leaving, is_lost, "leaves these partitions");
             self.assigned.send_replace(Arc::new(staying));
         }
+        let worked_on: BTreeSet<_> = leaving.difference(&state.idle).copied().collect();
+        state.idle.retain(|id| !taken.contains(id));
+        state.leaving.extend(&worked_on);
         if !is_lost {
-            state.kept.extend(&leaving);
+            state.kept.extend(&worked_on);
             let deadline = Instant::now() + LEFT_MAX;
             while !state.kept.is_empty() && !self.abandoned.load(Ordering::Acquire) {
                 if self.changed.wait_until(&mut state, deadline).timed_out() {

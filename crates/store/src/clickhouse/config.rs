@@ -8,6 +8,7 @@
 //! URL is the stronger. A password is better in a file or in the environment than in a URL; none appears in what is
 //! displayed or logged.
 
+use catchment_types::{host_and_port, url_decoded};
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -194,15 +195,16 @@ impl ClickHouseTarget {
         };
         if let Some(user) = user {
             let (name, password) = user.split_once(':').unwrap_or((user, ""));
-            config.user = decoded(name).ok_or_else(|| form("user", "not UTF-8"))?;
+            config.user = url_decoded(name).ok_or_else(|| form("user", "not UTF-8"))?;
             if !password.is_empty() {
-                config.password = Password(decoded(password).ok_or_else(|| form("password", "not UTF-8"))?);
+                config.password =
+                    Password(url_decoded(password).ok_or_else(|| form("password", "not UTF-8"))?);
                 config.password_file = None;
             }
         }
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            config.set(name, decoded(value).ok_or_else(|| form("query", "not UTF-8"))?)?;
+            config.set(name, url_decoded(value).ok_or_else(|| form("query", "not UTF-8"))?)?;
         }
         let (address, database) = rest.split_once('/').unwrap_or((rest, ""));
         // So it needs no quotes anywhere.
@@ -212,7 +214,7 @@ impl ClickHouseTarget {
         }
         let default_port = if config.secure { TLS_PORT } else { PORT };
         let (host, port) = host_and_port(address, default_port).ok_or_else(|| form("host", address))?;
-        Ok(Self { host, port, database: database.to_owned(), config })
+        Ok(Self { host: host.to_owned(), port, database: database.to_owned(), config })
     }
 
     /// Where HTTP requests go.
@@ -220,37 +222,6 @@ impl ClickHouseTarget {
         let scheme = if self.config.secure { "https" } else { "http" };
         format!("{scheme}://{}:{}/", self.host, self.port)
     }
-}
-
-fn host_and_port(text: &str, default: u16) -> Option<(String, u16)> {
-    let (host, port) = match text.rsplit_once(':') {
-        // The last colon of a bare IPv6 address is no port's.
-        Some((host, port)) if !port.contains(']') => (host, port.parse::<u16>().ok()?),
-        _ => (text, default),
-    };
-    let is_address = host.starts_with('[') && host.ends_with(']');
-    let is_name = !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || ".-_".contains(c));
-    (is_address || is_name).then(|| (host.to_owned(), port))
-}
-
-/// A part of a URL with its `%XX` undone.
-fn decoded(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&first, after)) = rest.split_first() {
-        let hex = after.get(..2).and_then(|hex| std::str::from_utf8(hex).ok());
-        match hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()).filter(|_| first == b'%') {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &after[2..];
-            }
-            None => {
-                bytes.push(first);
-                rest = after;
-            }
-        }
-    }
-    String::from_utf8(bytes).ok()
 }
 
 #[cfg(test)]

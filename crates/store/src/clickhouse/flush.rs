@@ -99,13 +99,13 @@ impl ClickHouseHistory {
             None => {
                 // Nothing was sent, so nothing is known.
                 if report.rows > 0 {
-                    self.metrics.flush_succeeded(report.took);
+                    self.metrics.flush.succeeded(report.took);
                     self.tell_outcome(None);
                 }
                 Ok(report)
             }
             Some(error) => {
-                self.metrics.flush_failed();
+                self.metrics.flush.failed();
                 self.tell_outcome(Some(&error));
                 Err(error)
             }
@@ -199,7 +199,7 @@ impl ClickHouseHistory {
                 format!("{}/{number}/{}-{}/{}", self.log_identity, range.start, range.end, table.name());
             let (rows, bytes) = (block.rows.num_rows() as u64, block.body.len() as u64);
             self.writer.insert(table.name(), &token, &block.rows, block.body, limit).await?;
-            self.metrics.flushed(table, rows, bytes);
+            self.metrics.flush.flushed(table, rows, bytes);
             report.rows += rows;
             report.bytes += bytes;
         }
@@ -277,7 +277,7 @@ impl ClickHouseHistory {
         let mut retry_wait: Option<Duration> = None;
         while shutdown.run_until_cancelled(sleep(retry_wait.unwrap_or(LOOK_INTERVAL))).await.is_some() {
             let buffered = self.buffered();
-            self.metrics.buffered(buffered);
+            self.metrics.flush.buffered(buffered);
             let is_due = buffered >= self.config.flush_bytes.max(1)
                 || buffered > 0 && flushed_at.elapsed() >= self.flush_interval();
             if !is_due && retry_wait.is_none() && flushed_at.elapsed() < PING_INTERVAL {

@@ -52,7 +52,7 @@ impl DeltaHistory {
         let mut retry_wait: Option<Duration> = None;
         while shutdown.run_until_cancelled(sleep(retry_wait.unwrap_or(LOOK_INTERVAL))).await.is_some() {
             let buffered = self.view.buffered_bytes();
-            self.metrics.buffered(buffered);
+            self.metrics.flush.buffered(buffered);
             let is_due = buffered >= self.config.flush_bytes.max(1)
                 || buffered > 0 && flushed_at.elapsed() >= self.config.flush_interval();
             if !is_due && retry_wait.is_none() {

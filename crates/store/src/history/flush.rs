@@ -112,7 +112,7 @@ impl DeltaHistory {
             report.rows += rows;
             report.files += files.len();
             report.bytes += bytes;
-            self.metrics.flushed(table.id, rows, bytes);
+            self.metrics.flush.flushed(table.id, rows, bytes);
             let written = self.view.flushed(table.id, files);
             *committed = next;
             round.pending[table.id.index()] = false;
@@ -133,11 +133,11 @@ impl DeltaHistory {
         let mut health = self.health.lock();
         match error {
             None => {
-                self.metrics.flush_succeeded(took);
+                self.metrics.flush.succeeded(took);
                 *health = HistoryHealth::Healthy;
             }
             Some(error) => {
-                self.metrics.flush_failed();
+                self.metrics.flush.failed();
                 let message = error.to_string();
                 *health = match &*health {
                     HistoryHealth::Healthy => {

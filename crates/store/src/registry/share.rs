@@ -11,6 +11,7 @@
 //! | `access` | realms, rules or bans are read again |
 //! | `rules` | decoders, routes or devices have changed |
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -73,19 +74,24 @@ impl Registry {
         let url = url.clone();
         let weak = Arc::downgrade(&self);
         drop(self);
-        let mut told = false;
         loop {
             let heard = listen(&url, &weak).await;
-            if weak.upgrade().is_none_or(|registry| registry.pool.is_closed()) {
-                return;
-            }
+            let Some(registry) = weak.upgrade().filter(|registry| !registry.pool.is_closed()) else { return };
             if let Err(error) = heard
-                && !std::mem::replace(&mut told, true)
+                && registry.trouble.lock().replace(error.to_string()).is_none()
             {
                 tracing::warn!(%error, "changes of the registry by other processes are not heard; trying again");
             }
+            drop(registry);
             tokio::time::sleep(RETRY).await;
         }
+    }
+
+    /// What keeps a shared registry from answering now, if anything does: for those who operate it. Who is known
+    /// already comes in all the same.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.lock().clone()
     }
 
     /// Reads everything again. Tokens that are gone are withdrawn.
@@ -101,6 +107,7 @@ impl Registry {
             self.withdraw_here(format!("token:{id}"));
         }
         self.changed_here();
+        *self.trouble.lock() = None;
         Ok(())
     }
 
@@ -146,6 +153,8 @@ impl Registry {
 /// Hears until the connection ends.
 async fn listen(url: &str, registry: &std::sync::Weak<Registry>) -> Result<(), RegistryError> {
     let mut listener = PgListener::connect(url).await?;
+    // Otherwise it would tell of a broken connection only once it has another, or after half a minute without one.
+    listener.eager_reconnect(false);
     listener.listen(CHANNEL).await?;
     let mut reread_due = tokio::time::Instant::now();
     loop {
@@ -155,8 +164,10 @@ async fn listen(url: &str, registry: &std::sync::Weak<Registry>) -> Result<(), R
         };
         match heard {
             Ok(Ok(Some(notification))) => registry.heard(notification.payload()).await?,
-            // The connection broke and is a new one now: what came in between is not known.
-            Ok(Ok(None)) => registry.reread().await?,
+            Ok(Ok(None)) => {
+                let lost = std::io::Error::new(ErrorKind::ConnectionAborted, "the connection was lost");
+                return Err(sqlx::Error::Io(lost).into());
+            }
             Ok(Err(error)) => return Err(error.into()),
             Err(_) => {
                 registry.reread().await?;

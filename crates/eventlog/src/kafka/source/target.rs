@@ -1,10 +1,10 @@
 //! How a source is named: the URL of Kafka, with what only a source has.
 
+use catchment_types::url_decoded;
 use std::fmt;
 
 use thiserror::Error;
 
-use super::super::config::decoded;
 use super::super::{BadTarget, KafkaConfig, KafkaTarget, Security};
 
 /// Who we are to Event Hubs when we come with a connection string.
@@ -64,7 +64,7 @@ impl SourceTarget {
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             let bad = |name, expected: &str| BadSource::Value { name, expected: expected.to_owned() };
-            let text = |name| decoded(value).ok_or_else(|| bad(name, "UTF-8"));
+            let text = |name| url_decoded(value).ok_or_else(|| bad(name, "UTF-8"));
             match name {
                 "type" => event_type = Some(text("type")?),
                 "device" => device = DeviceFrom::Field(text("device")?),
