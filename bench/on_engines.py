@@ -5,11 +5,16 @@
 
 Starts the engines (`cargo xtask services`), one process of each role on them, and `catchment bench ingest`; everything runs on this
 machine, the load generator too. ClickHouse is its engine behind a small HTTP front (tests/services/clickhouse), which the
-figures of "clickhouse" include. Needs: a release build, or CATCHMENT_BIN, and what the tests need (Python with tests/requirements.txt).
+figures of "clickhouse" include, and which does one statement after the other. Then, as the floor, a plain consumer brings the
+same topic from Kafka into ClickHouse: undecoded, without rollups, exactly once, latest values or anybody who asks.
+
+Needs: a release build, or CATCHMENT_BIN; the floor's, `cargo build --release --workspace --examples`, or no floor is measured; and what
+the tests need (Python with tests/requirements.txt).
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -23,6 +28,29 @@ from harness.cluster import Cluster  # noqa: E402
 from harness.services import KINDS  # noqa: E402
 
 ENGINES = ("kafka", "clickhouse", "redis", "postgres")
+
+
+def cpu_seconds(pid):
+    """User and system, so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def floor(cluster, clickhouse_pid):
+    """What the plain consumer costs for all that is in the topic now."""
+    program = BINARY.parent / "examples" / "kafka_to_clickhouse"
+    if not program.exists():
+        print(f"the floor: not measured, there is no {program}")
+        return
+    before = cpu_seconds(clickhouse_pid)
+    command = [program, cluster.kafka, cluster.name, cluster.clickhouse, cluster.name]
+    done = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    millions = done["events"] / 1e6
+    print(
+        f"the floor: {done['events']} events in {done['seconds']} s ({done['events'] / done['seconds']:.0f}/s), CPU seconds"
+        f" per million: consumer {done['cpu_seconds'] / millions:.2f},"
+        f" clickhouse {(cpu_seconds(clickhouse_pid) - before) / millions:.2f}"
+    )
 
 
 def main():
@@ -49,7 +77,9 @@ def main():
             command = [BINARY, "bench", "ingest", "--target", f"127.0.0.1:{cluster.of('gateway')[0].mqtt_port}"]
             command += ["--url", cluster.of("api")[0].url(""), "--token", cluster.token, "--pid", pids, "--beside", beside]
             command += ["--duration", str(asked.seconds), "--rate", str(asked.rate), *(["--json"] if asked.json else [])]
-            sys.exit(subprocess.run(command, check=False).returncode)
+            done = subprocess.run(command, check=False)
+            floor(cluster, states["clickhouse"]["pid"])
+            sys.exit(done.returncode)
         finally:
             cluster.close()
             for server in servers:

@@ -52,13 +52,13 @@ class Cluster(Caller):
     def __init__(self, new_server, service, folder, *, config="", each=2):
         """`new_server` and `service` as the fixtures of these names; `each` processes of each role."""
         name = f"cluster_{uuid.uuid4().hex[:12]}"
-        clickhouse = service("clickhouse").split("://")[1]
+        self.name, self.kafka, self.clickhouse = name, service("kafka"), service("clickhouse")
         postgres = service("postgres")
         with psycopg.connect(postgres, autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {name}")
         engines = {
-            "--log": f"kafka://{service('kafka')}/{name}",
-            "--history": f"clickhouse://{clickhouse}/{name}",
+            "--log": f"kafka://{self.kafka}/{name}",
+            "--history": f"clickhouse://{self.clickhouse.split('://')[1]}/{name}",
             "--snapshot": service("redis"),
             "--registry": f"{postgres.rsplit('/', 1)[0]}/{name}",
         }

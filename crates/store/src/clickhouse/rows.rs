@@ -18,8 +18,9 @@ use catchment_types::Offset;
 use crate::shard::TakenRows;
 use crate::tables::TableId;
 
-/// The tables whose rows are sent; the rollups are made by ClickHouse.
-pub(super) const SENT: [TableId; 3] = [TableId::RawEvents, TableId::RawMetrics, TableId::Rejects];
+/// The tables whose rows are sent; the rollups are made by ClickHouse. Events come last: whoever sees one sees what was
+/// decoded of it.
+pub(super) const SENT: [TableId; 3] = [TableId::RawMetrics, TableId::Rejects, TableId::RawEvents];
 
 /// Bounds of one insert.
 #[derive(Debug, Clone, Copy)]
