@@ -39,7 +39,7 @@ impl Seam {
         }
     }
 
-    /// Schemes that name an engine here, or will, with the engine's name.
+    /// Schemes that name an engine here, with the engine's name.
     const fn schemes(self) -> &'static [(&'static str, &'static str)] {
         match self {
             Self::Log => &[("kafka", "kafka")],
