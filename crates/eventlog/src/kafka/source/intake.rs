@@ -32,6 +32,8 @@ const RECALLED_EVENTS: u64 = 250_000;
 const READ_BYTES: usize = 4 << 20;
 /// Pause after the log has refused.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// How long it waits at its end for offsets to be committed.
+const LEAVE_MAX: Duration = Duration::from_secs(5);
 /// What marks have of an offset.
 const OFFSET_BITS: u64 = (1 << 40) - 1;
 /// What is passed over is told so often at the most.
@@ -82,6 +84,7 @@ impl KafkaSource {
         let consumer = of_source(settings(&target.kafka)?, &target.kafka.group(), target.from_the_end)
             .create_with_context::<_, BaseConsumer<Member>>(Member {
                 context: context.clone(),
+                topic: target.kafka.topic.clone(),
                 moves: Arc::clone(&moves),
             })
             .map_err(refused)?;
@@ -141,11 +144,14 @@ impl std::fmt::Debug for KafkaSource {
     }
 }
 
-/// Partitions that came and went since the last look.
+/// Partitions that came and went since the last look, and what is to be committed of those that are ours.
 #[derive(Debug, Default)]
 struct Moves {
     came: Vec<i32>,
     went: Vec<i32>,
+    /// Of partitions the offset after the last record that is durable, until it is committed: the broker refuses
+    /// commits while the group is rebalanced.
+    owed: BTreeMap<i32, i64>,
 }
 
 /// The work of a source.
@@ -182,11 +188,19 @@ impl Intake {
     fn run(mut self) {
         while !self.stop.load(Ordering::Acquire) {
             match self.read() {
-                Ok(batch) if batch.next.is_empty() => {}
-                // What is not committed is read again by whoever comes next.
-                Ok(batch) if self.make_durable().is_ok() => self.commit(&batch),
-                _ => return,
+                Ok(batch) if batch.next.is_empty() => self.commit(),
+                Ok(batch) if self.make_durable().is_ok() => {
+                    self.moves.lock().owed.extend(batch.next);
+                    self.commit();
+                }
+                _ => break,
             }
+        }
+        let until = Instant::now() + LEAVE_MAX;
+        while !self.moves.lock().owed.is_empty() && Instant::now() < until {
+            // A rebalance gets on only in here. What this reads is not committed, and read by others.
+            let _ = self.consumer.poll(STEP);
+            self.commit();
         }
     }
 
@@ -197,12 +211,15 @@ impl Intake {
         while batch.records < RECORDS_MAX && batch.bytes < BYTES_MAX {
             // Partitions move only inside of this call.
             let message = consumer.poll(wait);
-            let moves = std::mem::take(&mut *self.moves.lock());
-            if !moves.went.is_empty() {
-                self.forget(&moves.went, &mut batch);
+            let (came, went) = {
+                let mut moves = self.moves.lock();
+                (std::mem::take(&mut moves.came), std::mem::take(&mut moves.went))
+            };
+            if !went.is_empty() {
+                self.forget(&went, &mut batch);
             }
-            if !moves.came.is_empty() {
-                self.recall(&moves.came)?;
+            if !came.is_empty() {
+                self.recall(&came)?;
             }
             let message = match message {
                 None => break,
@@ -350,17 +367,27 @@ impl Intake {
         Ok(())
     }
 
-    fn commit(&self, batch: &Batch) {
-        let mut offsets = TopicPartitionList::with_capacity(batch.next.len());
-        for (&partition, &next) in &batch.next {
-            // An offset of a record and one more is an offset.
-            let _ =
-                offsets.add_partition_offset(&self.target.kafka.topic, partition, KafkaOffset::Offset(next));
-        }
-        if let Err(error) = self.consumer.commit(&offsets, CommitMode::Sync) {
-            // They are read again by whoever has the partitions next, and known by their marks.
-            tracing::warn!(source = %self.target, %error, "offsets are not committed");
-        }
+    fn commit(&self) {
+        commit(&self.consumer, &self.target.kafka.topic, &self.moves);
+    }
+}
+
+/// Commits what is owed. What is refused stays owed as long as the partition is ours; else it is read again by whoever
+/// has the partition next, and comes twice.
+fn commit(consumer: &BaseConsumer<Member>, topic: &str, moves: &Mutex<Moves>) {
+    // Only the thread of the source adds to it, and it is here.
+    let owed = moves.lock().owed.clone();
+    if owed.is_empty() {
+        return;
+    }
+    let mut offsets = TopicPartitionList::with_capacity(owed.len());
+    for (&partition, &next) in &owed {
+        // An offset of a record and one more is an offset.
+        let _ = offsets.add_partition_offset(topic, partition, KafkaOffset::Offset(next));
+    }
+    match consumer.commit(&offsets, CommitMode::Sync) {
+        Ok(()) => moves.lock().owed.clear(),
+        Err(error) => tracing::debug!(topic, %error, "offsets are not committed yet"),
     }
 }
 
@@ -384,6 +411,7 @@ async fn find(log: &dyn EventLog, is_open: impl Fn(&u128) -> bool) -> Result<Has
 /// Hears what becomes of the membership.
 struct Member {
     context: Context,
+    topic: String,
     moves: Arc<Mutex<Moves>>,
 }
 
@@ -401,6 +429,12 @@ impl ClientContext for Member {
 }
 
 impl ConsumerContext for Member {
+    fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, change: &Rebalance<'_>) {
+        if let Rebalance::Revoke(_) = change {
+            commit(consumer, &self.topic, &self.moves);
+        }
+    }
+
     fn post_rebalance(&self, _: &BaseConsumer<Self>, change: &Rebalance<'_>) {
         let ids = |list: &TopicPartitionList| {
             list.elements().iter().map(|element| element.partition()).collect::<Vec<_>>()
@@ -414,6 +448,15 @@ impl ConsumerContext for Member {
                 let went = ids(went);
                 let mut moves = self.moves.lock();
                 moves.came.retain(|partition| !went.contains(partition));
+                for partition in &went {
+                    if moves.owed.remove(partition).is_some() {
+                        tracing::warn!(
+                            topic = self.topic,
+                            partition,
+                            "another reads this partition before all that is taken was committed: its last records may come twice"
+                        );
+                    }
+                }
                 moves.went.extend(went);
             }
             Rebalance::Error(_) => {}
