@@ -119,7 +119,7 @@ impl DeltaHistory {
         now: Timestamp,
     ) -> Result<(), StoreError> {
         let (settling, hot_table) = (Arc::clone(archive), Arc::clone(hot));
-        let committed = blocking("settling of an export", Urgency::Later, move || {
+        let committed = blocking("settling of an export", Urgency::Soon, move || {
             let mut exporting = hot_table.exporting.lock();
             settling.log.lock().settle()?;
             let is_there = |export: &Replacement| settling.log.lock().file(&export.new.path).is_some();
@@ -143,7 +143,7 @@ impl DeltaHistory {
         now: Timestamp,
     ) -> Result<(), StoreError> {
         let (table, files) = (Arc::clone(hot), export.old.clone());
-        blocking("export", Urgency::Later, move || table.take_out("ARCHIVE", &files, now)).await?;
+        blocking("export", Urgency::Soon, move || table.take_out("ARCHIVE", &files, now)).await?;
         self.view.archived(hot.id, &export.old, Arc::clone(&export.new));
         *hot.exporting.lock() = None;
         self.metrics.archived(hot.id, export.old.len());

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use catchment_types::Timestamp;
-use tokio::time::{Instant, sleep};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::DeltaHistory;
@@ -12,6 +13,7 @@ use super::data_file::DataFile;
 use super::error::StoreError;
 use super::retain::is_over;
 use super::table::Table;
+use crate::tables::TableId;
 
 /// How often the amount of buffered rows is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
@@ -22,9 +24,10 @@ const RETRY_WAIT_MAX: Duration = Duration::from_secs(30);
 impl DeltaHistory {
     /// Works until `shutdown`, then flushes and saves the snapshot a last time.
     pub(super) async fn work(&self, shutdown: CancellationToken) {
+        let flushed = Notify::new();
         tokio::join!(
-            self.flush_when_due(&shutdown),
-            self.maintain_when_due(&shutdown),
+            self.flush_when_due(&shutdown, &flushed),
+            self.maintain_when_due(&shutdown, &flushed),
             self.save_when_due(&shutdown)
         );
         if let Err(error) = self.flush_once().await {
@@ -47,7 +50,7 @@ impl DeltaHistory {
         }
     }
 
-    async fn flush_when_due(&self, shutdown: &CancellationToken) {
+    async fn flush_when_due(&self, shutdown: &CancellationToken, flushed: &Notify) {
         let mut flushed_at = Instant::now();
         let mut retry_wait: Option<Duration> = None;
         while shutdown.run_until_cancelled(sleep(retry_wait.unwrap_or(LOOK_INTERVAL))).await.is_some() {
@@ -63,6 +66,7 @@ impl DeltaHistory {
                     tracing::debug!(?report, "flushed");
                     flushed_at = Instant::now();
                     retry_wait = None;
+                    flushed.notify_one();
                 }
                 Err(error) => {
                     let wait = retry_wait.map_or(RETRY_WAIT_MIN, |wait| (wait * 2).min(RETRY_WAIT_MAX));
@@ -73,14 +77,49 @@ impl DeltaHistory {
         }
     }
 
-    async fn maintain_when_due(&self, shutdown: &CancellationToken) {
-        while shutdown.run_until_cancelled(sleep(self.config.maintenance_interval())).await.is_some() {
+    async fn maintain_when_due(&self, shutdown: &CancellationToken, flushed: &Notify) {
+        let mut due = Instant::now() + self.config.maintenance_interval();
+        loop {
+            let work = async {
+                tokio::select! {
+                    () = sleep_until(due) => {
+                        let outcome = self.maintain(Timestamp::now()).await;
+                        due = Instant::now() + self.config.maintenance_interval();
+                        outcome
+                    }
+                    () = flushed.notified() => self.compact_readings(Timestamp::now()).await,
+                }
+            };
             // A merge that is under way is given up at shutdown: its file is an orphan, deleted at the next start.
-            if let Some(Err(error)) = shutdown.run_until_cancelled(self.maintain(Timestamp::now())).await {
-                self.metrics.maintenance_failed();
-                tracing::error!(%error, "maintenance of history failed; it is tried again");
+            match shutdown.run_until_cancelled(work).await {
+                None => return,
+                Some(Ok(())) => {}
+                Some(Err(error)) => {
+                    self.metrics.maintenance_failed();
+                    tracing::error!(%error, "maintenance of history failed; it is tried again");
+                }
             }
         }
+    }
+
+    /// Merges files of readings as soon as it is due: most queries ask for the newest readings, and open every file of their
+    /// time, of which many come in one interval under load. Events are asked for less, and cost more to merge.
+    async fn compact_readings(&self, now: Timestamp) -> Result<(), StoreError> {
+        for id in [TableId::RawMetrics, TableId::MetricRollups] {
+            self.compact_hot(&self.tables[id.index()], now).await?;
+        }
+        Ok(())
+    }
+
+    /// Merges what is due in a table, but not what leaves for the archive.
+    async fn compact_hot(&self, table: &Arc<Table>, now: Timestamp) -> Result<(), StoreError> {
+        let has_archive = self.archive.as_ref().is_some_and(|archive| archive.table(table.id).is_some());
+        let days = self.config.retention_days(table.id);
+        let is_leaving = |file: &DataFile| {
+            has_archive
+                && (days.is_some_and(|days| is_over(table, file, days, now)) || table.is_exporting(file))
+        };
+        self.compact(table, |file| !is_leaving(file)).await
     }
 
     /// Expires, merges and tidies every table once. Must not run twice at a time: [`DeltaHistory::work`] is the only caller
@@ -100,11 +139,7 @@ impl DeltaHistory {
                 }
                 (None, None) => {}
             }
-            let is_leaving = |file: &DataFile| {
-                archive.is_some()
-                    && (days.is_some_and(|days| is_over(table, file, days, now)) || table.is_exporting(file))
-            };
-            self.compact(table, |file| !is_leaving(file)).await?;
+            self.compact_hot(table, now).await?;
             self.tidy(table, now).await?;
             self.metrics.files(table.id, &self.view.files(table.id));
         }

@@ -12,20 +12,12 @@ use super::error::StoreError;
 /// How much work steps back, when processors are short, before those whom somebody waits for.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Urgency {
-    /// Rows wait in memory for it: a third of the share of others.
+    /// Workers wait for it, or soon will: not at all.
+    Now,
+    /// Rows, or others of history, wait for it: a third of the share of others.
     Soon,
-    /// Nobody waits for it: as little as there is.
+    /// Nobody waits for it: what others leave. Must not hold a lock that others want: it can be kept waiting for long.
     Later,
-}
-
-impl Urgency {
-    /// Added to the niceness of the thread; 0 is everybody else's.
-    const fn niceness(self) -> libc::c_int {
-        match self {
-            Self::Soon => 5,
-            Self::Later => 19,
-        }
-    }
 }
 
 /// Runs `work` on a thread of its own; gives its result. It goes on if the caller leaves.
@@ -52,8 +44,21 @@ pub(super) async fn blocking<T: Send + 'static>(
 #[cfg(target_os = "linux")]
 #[allow(unsafe_code)]
 fn step_back(urgency: Urgency) {
-    // SAFETY: takes three numbers and touches no memory. That it may be refused does no harm.
-    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, urgency.niceness()) };
+    const NICENESS: libc::c_int = 5;
+    // SAFETY: both calls only read numbers. That they may be refused does no harm.
+    unsafe {
+        match urgency {
+            Urgency::Now => {}
+            Urgency::Soon => {
+                libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS);
+            }
+            // A processor that only does such work counts as idle when others look for one. Beside a thread of the highest
+            // niceness they do not: it had a processor to itself for seconds, and all others crowded on the rest.
+            Urgency::Later => {
+                libc::sched_setscheduler(0, libc::SCHED_IDLE, &libc::sched_param { sched_priority: 0 });
+            }
+        }
+    }
 }
 
 #[cfg(not(target_os = "linux"))]

@@ -1,6 +1,6 @@
 //! Flush: rows from the shards' memory into files, exactly once.
 //!
-//! A *round* takes the rows of all shards at one moment, with the offset each shard got to, and brings them table by table
+//! A *round* takes the rows of all shards at one moment, with the offset each shard got to, and brings those of each table
 //! into files: sort, write, sync, then one commit that has the files together with the offsets. A round that fails
 //! keeps its rows and is gone on with by the next flush; tables that were done stay done. Whether a table is done is
 //! asked of its log under the same lock as the commit, so that a commit whose answer was lost is not made twice.
@@ -87,17 +87,16 @@ impl DeltaHistory {
         self.finish_round(state, report).await
     }
 
-    /// Brings the round's tables into files, one after the other.
+    /// Brings the round's tables into files, side by side: one after the other, rows would wait for the sum of them.
     async fn finish_round(&self, state: &mut FlushState, report: &mut FlushReport) -> Result<(), StoreError> {
         let Some(round) = &mut state.round else { return Ok(()) };
-        for table in &self.tables {
-            if !round.pending[table.id.index()] {
-                continue;
-            }
-            let committed = &mut state.committed[table.id.index()];
+        let urgency = self.urgency();
+        let pending = self.tables.iter().filter(|table| round.pending[table.id.index()]);
+        let flushes = pending.map(async |table| {
+            let committed = &state.committed[table.id.index()];
             // While the log is read again after a start, a round can end before what the table has already.
             let next: Vec<_> =
-                round.next.iter().zip(&*committed).map(|(&next, &committed)| next.max(committed)).collect();
+                round.next.iter().zip(committed).map(|(&next, &committed)| next.max(committed)).collect();
             let job = TableFlush {
                 table: Arc::clone(table),
                 rows: self.view.flushing(table.id),
@@ -105,28 +104,50 @@ impl DeltaHistory {
                 next: next.clone(),
                 hook: self.hook.clone(),
             };
-            let rows = job.rows.iter().map(|rows| rows.num_rows() as u64).sum();
-            let files = super::blocking("flush", Urgency::Soon, move || job.run()).await?;
-            self.hook.at(Step::Committed(table.id))?;
+            let rows: u64 = job.rows.iter().map(|rows| rows.num_rows() as u64).sum();
+            let files = super::blocking("flush", urgency, move || job.run()).await;
+            (table.id, next, rows, files)
+        });
+        let mut failed = None;
+        for (table, next, rows, files) in futures::future::join_all(flushes).await {
+            let files = match files {
+                Ok(files) => files,
+                Err(error) => {
+                    // Others are done all the same; the first error is told.
+                    failed.get_or_insert(error);
+                    continue;
+                }
+            };
+            self.hook.at(Step::Committed(table))?;
             let bytes = files.iter().map(|file| file.bytes).sum();
             report.rows += rows;
             report.files += files.len();
             report.bytes += bytes;
-            self.metrics.flush.flushed(table.id, rows, bytes);
-            let written = self.view.flushed(table.id, files);
-            *committed = next;
-            round.pending[table.id.index()] = false;
+            self.metrics.flush.flushed(table, rows, bytes);
+            let written = self.view.flushed(table, files);
+            state.committed[table.index()] = next;
+            round.pending[table.index()] = false;
             super::blocking("freeing of rows", Urgency::Soon, move || {
                 drop(written);
                 Ok(())
             })
             .await?;
-            self.hook.at(Step::Swapped(table.id))?;
+            self.hook.at(Step::Swapped(table))?;
+        }
+        if let Some(error) = failed {
+            return Err(error);
         }
         state.round = None;
         self.view.all_flushed();
         self.committed.send_replace(state.committed_by_all());
         Ok(())
+    }
+
+    /// A flush in good time steps back. One that began late, or in which much has come meanwhile, must not fall behind: workers
+    /// wait when there is no room left.
+    fn urgency(&self) -> Urgency {
+        let is_late = self.view.held_bytes() >= self.config.flush_bytes.saturating_mul(5) / 4;
+        if is_late { Urgency::Now } else { Urgency::Soon }
     }
 
     fn tell_outcome(&self, took: Duration, error: Option<&StoreError>) {

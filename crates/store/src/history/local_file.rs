@@ -26,7 +26,7 @@ use object_store::ObjectStore;
 use parquet::arrow::arrow_reader::ArrowReaderOptions;
 use parquet::arrow::async_reader::AsyncFileReader;
 use parquet::errors::ParquetError;
-use parquet::file::metadata::ParquetMetaData;
+use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData};
 
 /// Opens files of `folder`. What is known of their footers comes from, and goes to, a cache.
 pub(super) struct LocalFiles {
@@ -101,13 +101,14 @@ impl AsyncFileReader for LocalFile {
 
     fn get_metadata<'a>(
         &'a mut self,
-        options: Option<&'a ArrowReaderOptions>,
+        _: Option<&'a ArrowReaderOptions>,
     ) -> BoxFuture<'a, parquet::errors::Result<Arc<ParquetMetaData>>> {
         async move {
             DFParquetMetadata::new(&self.store, &self.file.object_meta)
                 .with_file_metadata_cache(Some(Arc::clone(&self.metadata)))
                 .with_metadata_size_hint(self.footer_bytes)
-                .with_page_index_policy(options.map(ArrowReaderOptions::column_index_policy))
+                // Read and kept with the footer, whether this query wants it or not: the next one will.
+                .with_page_index_policy(Some(PageIndexPolicy::Optional))
                 .fetch_metadata()
                 .await
                 .map_err(|error| ParquetError::External(Box::new(error)))

@@ -56,7 +56,7 @@ impl DeltaHistory {
     async fn settle_merge(&self, table: &Arc<Table>) -> Result<(), StoreError> {
         let settling = Arc::clone(table);
         if let Some(replaced) =
-            blocking("settling of a merge", Urgency::Later, move || settling.settle()).await?
+            blocking("settling of a merge", Urgency::Soon, move || settling.settle()).await?
         {
             self.merged(table, replaced);
         }
@@ -97,9 +97,9 @@ impl DeltaHistory {
         if from.id == TableId::MetricRollups {
             plan = merge_states(plan)?;
         }
-        let to = Arc::clone(to);
+        let (writing, committing) = (Arc::clone(to), Arc::clone(to));
         let period = files.first().map_or_else(String::new, |file| file.period.clone());
-        blocking("merge", Urgency::Later, move || {
+        let write = move || {
             // One of this thread alone: on the caller's, decoding would compete with those who wait for an answer.
             let runtime = tokio::runtime::Builder::new_current_thread()
                 // Requests to S3 that are to be tried again wait in here.
@@ -108,13 +108,15 @@ impl DeltaHistory {
                 .map_err(|error| StoreError::Interrupted { what: "merge", message: error.to_string() })?;
             let _entered = runtime.enter();
             let mut rows = plan.execute(0, context)?;
-            let mut writer = FileWriter::create(&to, &period)?;
+            let mut writer = FileWriter::create(&writing, &period)?;
             while let Some(batch) = runtime.block_on(rows.next()) {
-                writer.write(&with_schema(to.id, &batch?)?)?;
+                writer.write(&with_schema(writing.id, &batch?)?)?;
             }
-            commit(&to, writer.finish()?)
-        })
-        .await
+            writer.finish()
+        };
+        let written = blocking("merge", Urgency::Later, write).await?;
+        // Flushes want the same lock.
+        blocking("commit of a merge", Urgency::Soon, move || commit(&committing, written)).await
     }
 }
 

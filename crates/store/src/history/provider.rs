@@ -109,6 +109,9 @@ pub fn aggregated_metrics(rollups: Arc<dyn TableProvider>) -> Result<Arc<dyn Tab
     Ok(Arc::new(ViewTable::new(plan, Some(AGGREGATED_METRICS_SQL.to_owned()))))
 }
 
+/// How many files a thread reads if only rows of one device are wanted.
+const FILES_OF_DEVICE: usize = 16;
+
 /// The device that a filter wants rows of, if it wants only one's.
 fn wanted_device(filter: &Expr) -> Option<&str> {
     let Expr::BinaryExpr(BinaryExpr { left, op: Operator::Eq, right }) = filter else { return None };
@@ -164,12 +167,14 @@ impl TableProvider for HistoryTable {
             }
             None => None,
         };
-        let snapshot = self.view.snapshot(self.table, filters.iter().find_map(wanted_device));
+        let device = filters.iter().find_map(wanted_device);
+        let snapshot = self.view.snapshot(self.table, device);
         let pruned = |files: &FileList| match &predicate {
             Some(predicate) => prune(self.table, files, predicate),
             None => files.to_vec(),
         };
         let (files, archived) = (pruned(&snapshot.files), pruned(&snapshot.archived));
+        let partitions = state.config().target_partitions().max(1);
         let mut inputs: Vec<Arc<dyn ExecutionPlan>> = Vec::with_capacity(3);
         if !snapshot.memory.is_empty() || files.is_empty() && archived.is_empty() {
             inputs.push(MemorySourceConfig::try_new_exec(
@@ -181,10 +186,15 @@ impl TableProvider for HistoryTable {
         // A limit counts rows after the filters, which the optimizer only hands to the files later.
         let limit = limit.filter(|_| predicate.is_none());
         if !files.is_empty() {
-            inputs.push(self.files.scan(state, self.table, &files, projection, limit)?);
+            // Of each file a device has a few pages: to hand few files to several threads takes longer than to read them.
+            let groups = match device {
+                Some(_) => (files.len() / FILES_OF_DEVICE).max(1).min(partitions),
+                None => partitions,
+            };
+            inputs.push(self.files.scan(state, self.table, &files, groups, projection, limit)?);
         }
         if let Some(reader) = self.archived.as_ref().filter(|_| !archived.is_empty()) {
-            inputs.push(reader.scan(state, self.table, &archived, projection, limit)?);
+            inputs.push(reader.scan(state, self.table, &archived, partitions, projection, limit)?);
         }
         match inputs.len() {
             1 => Ok(inputs.remove(0)),

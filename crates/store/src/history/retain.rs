@@ -28,7 +28,7 @@ impl DeltaHistory {
             return Ok(());
         }
         let job = (Arc::clone(table), expired.clone());
-        blocking("retention", Urgency::Later, move || job.0.take_out("DELETE", &job.1, now)).await?;
+        blocking("retention", Urgency::Soon, move || job.0.take_out("DELETE", &job.1, now)).await?;
         self.metrics.expired(table.id, expired.len());
         tracing::info!(
             table = table.id.name(),
@@ -44,7 +44,7 @@ impl DeltaHistory {
     pub(super) async fn tidy(&self, table: &Arc<Table>, now: Timestamp) -> Result<(), StoreError> {
         let table = Arc::clone(table);
         let before = self.config.vacuum_before(now);
-        blocking("clean-up", Urgency::Later, move || {
+        blocking("clean-up", Urgency::Soon, move || {
             let mut log = table.log.lock();
             // What another process has now is its to tidy.
             log.settle()?;

@@ -42,18 +42,19 @@ impl FileReader {
         Ok(Self { url, storage: Arc::clone(storage) })
     }
 
-    /// A plan that reads files side by side, for queries. Filters come in by the optimizer.
+    /// A plan that reads files in `groups` side by side, for queries. Filters come in by the optimizer.
     pub(super) fn scan(
         &self,
         state: &dyn Session,
         table: TableId,
         files: &[Arc<DataFile>],
+        groups: usize,
         projection: Option<&Vec<usize>>,
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let schema = table.schema();
         let partitioned = files.iter().map(|file| partitioned_file(table, &schema, file)).collect();
-        let groups = FileGroup::new(partitioned).split_files(state.config().target_partitions().max(1));
+        let groups = FileGroup::new(partitioned).split_files(groups);
         let source = self.source(state.runtime_env(), &schema);
         let config = FileScanConfigBuilder::new(self.url.clone(), Arc::new(source))
             .with_file_groups(groups)

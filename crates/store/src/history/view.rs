@@ -48,6 +48,11 @@ impl View {
         &self.shards
     }
 
+    /// What rows take in memory, bytes, those that are being flushed included.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.shards.iter().map(|shard| shard.held_bytes()).sum()
+    }
+
     pub(super) fn buffered_bytes(&self) -> usize {
         self.shards.iter().map(|shard| shard.buffered_bytes()).sum()
     }
