@@ -74,6 +74,15 @@ def test_processes_are_one_platform(cluster):
         assert node.wait_rows(query, 1) == [(1, 71.5)]
         devices = node.get("/api/v1/devices", headers=cluster.admin).json()
         assert "truck-8" in json.dumps(devices)
+    # A command reaches its device, whichever gateway each of them is connected to.
+    device = Client(gateways[1], client_id="truck-9")
+    device.connect()
+    device.subscribe("commands/truck-9/#")
+    known = 'catchment_gateway_peer_subscriptions 1'
+    eventually(lambda: known in gateways[0].get("/metrics").text, 15, "the other gateway knows")
+    client.publish("commands/truck-9/lock", b"now")
+    message = device.next()
+    assert (message.topic, message.payload) == ("commands/truck-9/lock", b"now")
     # Each does what its role is, and says so where it is asked for more.
     refused = gateways[0].get("/api/v1/devices", headers=cluster.admin)
     assert refused.status_code == 404 and "no role api" in refused.text

@@ -11,6 +11,7 @@ pub(crate) mod history;
 mod listeners;
 pub(crate) mod log;
 mod metrics;
+mod peers;
 mod places;
 mod platform;
 mod snapshot;
@@ -294,6 +295,13 @@ impl App {
         if has_bridges && settings.has_role(ProcessRole::Gateway) {
             let instance = folder.instance()?;
             gateway.start_bridges(&bridges, &instance, &bridge_metrics, &closing, &mut servers).await?;
+        }
+        // A gateway alone opens no snapshot, but has others beside it.
+        if settings.has_role(ProcessRole::Gateway)
+            && let Engine::Redis(target) =
+                engines::resolve(Seam::Snapshot, &settings.engines, &settings.data)?
+        {
+            peers::start(&gateway, &target, &closing, &mut servers)?;
         }
         let history_stop = CancellationToken::new();
         let mut background = JoinSet::new();

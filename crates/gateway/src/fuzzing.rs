@@ -34,7 +34,13 @@ pub fn read_journal(file: &[u8]) -> Option<usize> {
     let (image, understood) = journal::read(file)?;
     let config = MqttConfig::default();
     let keeper = Arc::new(Keeper::volatile(&config));
-    let broker = Arc::new(Broker::new("main", &config, GatewayMetrics::default(), Arc::clone(&keeper)));
+    let broker = Arc::new(Broker::new(
+        "main",
+        &config,
+        GatewayMetrics::default(),
+        Arc::clone(&keeper),
+        Arc::default(),
+    ));
     mqtt::restore(&image, &keeper, |_| Arc::clone(&broker));
     broker.check();
     Some(understood)

@@ -14,6 +14,7 @@ use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 
 use super::keep::{Keeper, Record};
+use super::peers::{Outbox, Peers};
 use super::recall::SYS_LIMITS;
 use super::retained::{Retained, RetainedLimits};
 use super::session::{Parting, QueueLimits, Remains, Session};
@@ -126,6 +127,7 @@ pub(crate) struct Broker {
     pub(super) queue_limits: QueueLimits,
     sessions_max: usize,
     pub(super) metrics: GatewayMetrics,
+    pub(super) peers: Peers,
 }
 
 impl Broker {
@@ -134,6 +136,7 @@ impl Broker {
         config: &MqttConfig,
         metrics: GatewayMetrics,
         keeper: Arc<Keeper>,
+        outbox: Arc<Outbox>,
     ) -> Self {
         Self {
             keeper,
@@ -150,6 +153,7 @@ impl Broker {
             queue_limits: QueueLimits::new(config.session_queue_messages_max, config.session_queue_bytes_max),
             sessions_max: config.sessions_max,
             metrics,
+            peers: Peers::new(outbox),
         }
     }
 
@@ -254,7 +258,7 @@ impl Broker {
         for filter in filters.iter().filter_map(|filter| self.topic_limits.filter(filter)) {
             self.subscriptions.remove(filter, session.id());
         }
-        self.metrics.subscriptions.set(i64::try_from(self.subscriptions.len()).unwrap_or(i64::MAX));
+        self.metrics.subscriptions.set(i64::try_from(self.subscriptions.of_clients()).unwrap_or(i64::MAX));
         shared.into_iter().for_each(|delivery| self.pass_on(delivery));
         will
     }
@@ -318,7 +322,7 @@ impl Broker {
             return false;
         };
         session.record(&Record::Subscribed { session: session.id(), filter: text, wish });
-        self.metrics.subscriptions.set(i64::try_from(self.subscriptions.len()).unwrap_or(i64::MAX));
+        self.metrics.subscriptions.set(i64::try_from(self.subscriptions.of_clients()).unwrap_or(i64::MAX));
         if filter.group.is_some() || !retained(is_new) {
             return true;
         }
@@ -333,7 +337,7 @@ impl Broker {
         }
         session.record(&Record::Unsubscribed { session: session.id(), filter: text });
         let removed = self.subscriptions.remove(filter, session.id());
-        self.metrics.subscriptions.set(i64::try_from(self.subscriptions.len()).unwrap_or(i64::MAX));
+        self.metrics.subscriptions.set(i64::try_from(self.subscriptions.of_clients()).unwrap_or(i64::MAX));
         removed
     }
 

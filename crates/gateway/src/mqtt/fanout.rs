@@ -8,6 +8,7 @@ use super::broker::{Attach, AttachError, Attached, Broker, ByClientId};
 use super::delivery::Delivery;
 use super::keep::{Image, KeptSession, Origin, Queued, Record};
 use super::message::Message;
+use super::peers::{Chosen, add, is_peer};
 use super::session::{Place, Session};
 use super::subscriptions::Target;
 use super::topics::is_reserved;
@@ -21,6 +22,8 @@ pub(super) struct Staged {
     pub(super) position: u64,
     /// Whether the message has its place among the retained ones already.
     is_retained: bool,
+    /// Whether it came from another gateway, which has told all others.
+    is_from_peer: bool,
     /// Nodes and subscribers that were looked at.
     pub(super) work: usize,
 }
@@ -38,11 +41,27 @@ impl Broker {
     /// Records what is to be kept of a message: the queues of kept sessions that it goes into, its retained place, and where
     /// it came from.
     pub(super) fn stage(&self, message: &Arc<Message>, origin: Option<Origin>) -> Staged {
+        let found = self.subscriptions.targets(message.topic(), message.publisher);
+        self.stage_for(message, origin, found)
+    }
+
+    /// Does with a message of another gateway what is done with one of here, for clients of this one. `shared` are the shared
+    /// subscriptions that are this gateway's turn.
+    pub(super) fn publish_from_peer(&self, message: &Arc<Message>, shared: &[&str]) {
+        let found = self.subscriptions.targets_from_peer(message.topic(), shared);
+        let staged = self.stage_for(message, None, found);
+        self.deliver(message, Staged { is_from_peer: true, ..staged });
+    }
+
+    fn stage_for(
+        &self,
+        message: &Arc<Message>,
+        origin: Option<Origin>,
+        (targets, work): (Vec<Target>, usize),
+    ) -> Staged {
         let topic = message.topic();
-        let mut staged = Staged::default();
+        let mut staged = Staged { work, ..Staged::default() };
         let mut queued = Vec::new();
-        let (targets, work) = self.subscriptions.targets(topic, message.publisher);
-        staged.work = work;
         for target in targets {
             let qos = message.qos.min(target.qos);
             let seq = match target.session.reserve(message, qos) {
@@ -102,7 +121,12 @@ impl Broker {
         if message.retain && !staged.is_retained && self.retained.set(message.topic(), message).is_err() {
             self.metrics.retained_refused.inc();
         }
+        let mut peers = Chosen::new();
         for (target, seq) in staged.targets {
+            if is_peer(&target.session) {
+                add(&mut peers, target.session, target.shared);
+                continue;
+            }
             let retain = message.retain && target.retain_as_published;
             let qos = message.qos.min(target.qos);
             let mut delivery = Delivery::new(Arc::clone(message), qos, retain, target.subscription_ids);
@@ -113,13 +137,16 @@ impl Broker {
                 target.session.record_finished(seq);
             }
         }
+        if !peers.is_empty() || message.retain && !staged.is_from_peer {
+            self.send_to_peers(message, peers);
+        }
     }
 
     /// Queues a message that is neither kept nor retained with the others.
     pub(super) fn show(&self, message: &Arc<Message>) {
         let (targets, work) = self.subscriptions.targets(message.topic(), message.publisher);
         let targets = targets.into_iter().map(|target| (target, 0)).collect();
-        self.deliver(message, Staged { targets, position: 0, is_retained: true, work });
+        self.deliver(message, Staged { targets, position: 0, is_retained: true, is_from_peer: false, work });
     }
 
     /// Gives a message that a member of a shared subscription left behind to another member.
@@ -127,6 +154,9 @@ impl Broker {
         let filter = delivery.shared.as_deref().and_then(|name| self.topic_limits.filter(name));
         if let Some(target) = filter.and_then(|filter| self.subscriptions.choose(filter)) {
             let Delivery { message, .. } = delivery;
+            if is_peer(&target.session) {
+                return self.send_to_peers(&message, vec![(target.session, Vec::from_iter(target.shared))]);
+            }
             let (retain, qos) = (message.retain && target.retain_as_published, message.qos.min(target.qos));
             let passed = Delivery::new(message, qos, retain, target.subscription_ids).by(target.shared);
             let passed = target.session.keep_delivery(self.realm(), passed);
@@ -196,6 +226,6 @@ impl Broker {
         self.schedule(&session, due.max(Instant::now()));
         let sessions = self.sessions.lock().len();
         self.metrics.sessions.set(i64::try_from(sessions).unwrap_or(i64::MAX));
-        self.metrics.subscriptions.set(i64::try_from(self.subscriptions.len()).unwrap_or(i64::MAX));
+        self.metrics.subscriptions.set(i64::try_from(self.subscriptions.of_clients()).unwrap_or(i64::MAX));
     }
 }

@@ -136,6 +136,11 @@ impl Message {
         })
     }
 
+    /// The same as if the server itself had published it: ids of sessions are each gateway's own.
+    pub(crate) fn of_the_server(self) -> Self {
+        Self { publisher: SERVER, ..self }
+    }
+
     /// Counts the message, once, among those that wait for kept sessions. `false`: too much waits.
     pub(crate) fn charge(&self, keeper: &Keeper) -> bool {
         if self.charge.get().is_some() {

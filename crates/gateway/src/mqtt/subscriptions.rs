@@ -7,7 +7,7 @@
 //! nobody else has costs thirty nodes. A topic of many levels may match very many filters with `+`; how many nodes an answer
 //! looked at is told with it, so that who asks can let others have their turn.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -16,6 +16,7 @@ use foldhash::fast::RandomState;
 use parking_lot::RwLock;
 
 use super::codec::QoS;
+use super::peers::{is_client, is_peer};
 use super::session::Session;
 use super::topics::{Filter, is_reserved};
 
@@ -92,6 +93,8 @@ struct Node {
 pub(crate) struct Subscriptions {
     root: RwLock<Node>,
     count: AtomicUsize,
+    /// Those of them that stand for other gateways' clients.
+    of_peers: AtomicUsize,
     generation: AtomicU64,
     /// What the tree takes; changed under its lock only.
     bytes: AtomicUsize,
@@ -122,6 +125,7 @@ impl Subscriptions {
         self.bytes.fetch_add(cost, Ordering::Relaxed);
         if is_new {
             self.count.fetch_add(1, Ordering::Relaxed);
+            self.of_peers.fetch_add(is_peer(session).into(), Ordering::Relaxed);
         }
         self.generation.fetch_add(1, Ordering::Release);
         Ok(is_new)
@@ -131,9 +135,10 @@ impl Subscriptions {
     pub(crate) fn remove(&self, filter: Filter<'_>, session_id: u64) -> bool {
         let levels: Vec<&str> = filter.filter.split('/').collect();
         let root = &mut *self.root.write();
-        let Some(freed) = root.remove(&levels, filter, session_id) else { return false };
+        let Some((subscriber, freed)) = root.remove(&levels, filter, session_id) else { return false };
         self.bytes.fetch_sub(freed, Ordering::Relaxed);
         self.count.fetch_sub(1, Ordering::Relaxed);
+        self.of_peers.fetch_sub(is_peer(&subscriber.session).into(), Ordering::Relaxed);
         self.generation.fetch_add(1, Ordering::Release);
         true
     }
@@ -146,12 +151,36 @@ impl Subscriptions {
     /// The member of a shared subscription whose turn it is.
     pub(crate) fn choose(&self, filter: Filter<'_>) -> Option<Target> {
         let levels: Vec<&str> = filter.filter.split('/').collect();
-        self.root.read().leaf(&levels)?.shared.get(filter.group?)?.choose()
+        self.root.read().leaf(&levels)?.shared.get(filter.group?)?.choose(|_| true)
     }
 
     /// Number of subscriptions.
     pub(crate) fn len(&self) -> usize {
         self.count.load(Ordering::Relaxed)
+    }
+
+    /// Number of those that are not of other gateways.
+    pub(crate) fn of_clients(&self) -> usize {
+        self.len().saturating_sub(self.of_peers())
+    }
+
+    /// Number of those that stand for other gateways' clients.
+    pub(crate) fn of_peers(&self) -> usize {
+        self.of_peers.load(Ordering::Relaxed)
+    }
+
+    /// What clients subscribe to: at most `max` filters, which stand for more where there are more; and the shared subscriptions.
+    pub(crate) fn interest(&self, max: usize) -> (BTreeSet<String>, BTreeSet<String>) {
+        let root = self.root.read();
+        let mut shared = BTreeSet::new();
+        root.shared(&mut shared);
+        for levels in [usize::MAX, 8, 5, 4, 3, 2, 1] {
+            let mut filters = BTreeSet::new();
+            if root.filters(&mut Vec::new(), levels, max, &mut filters).is_continue() {
+                return (filters, shared);
+            }
+        }
+        (BTreeSet::from(["#".to_owned()]), shared)
     }
 
     /// Changes with every change of the subscriptions.
@@ -173,18 +202,35 @@ impl Subscriptions {
     /// Everybody who gets a message of this topic from `publisher`, each once unless copies are asked for; and how many nodes
     /// and subscribers were looked at.
     pub(crate) fn targets(&self, topic: &str, publisher: u64) -> (Vec<Target>, usize) {
+        let is_own =
+            |subscriber: &Subscriber| subscriber.wish.no_local && subscriber.session.id() == publisher;
+        self.targets_of(topic, |subscriber| !is_own(subscriber), |group| group.choose(|_| true))
+    }
+
+    /// The same for a message of another gateway: clients of this one, and of shared subscriptions only those whose turn it is
+    /// here.
+    pub(crate) fn targets_from_peer(&self, topic: &str, shared: &[&str]) -> (Vec<Target>, usize) {
+        let is_here = |subscriber: &Subscriber| is_client(&subscriber.session);
+        let choose = |group: &Group| shared.contains(&&*group.name).then(|| group.choose(is_here)).flatten();
+        self.targets_of(topic, is_here, choose)
+    }
+
+    fn targets_of(
+        &self,
+        topic: &str,
+        may: impl Fn(&Subscriber) -> bool,
+        choose: impl Fn(&Group) -> Option<Target>,
+    ) -> (Vec<Target>, usize) {
         let mut targets = Vec::new();
         let mut nodes = 0;
         if self.len() == 0 {
             return (targets, nodes);
         }
-        let is_own =
-            |subscriber: &Subscriber| subscriber.wish.no_local && subscriber.session.id() == publisher;
         let mut subscribers = 0;
         let mut places = Places::default();
         let mut each = |leaf: &Leaf| {
             subscribers += leaf.single.len() + leaf.shared.len();
-            for subscriber in leaf.single.values().filter(|subscriber| !is_own(subscriber)) {
+            for subscriber in leaf.single.values().filter(|subscriber| may(subscriber)) {
                 let session = subscriber.session.id();
                 match if self.copies { None } else { places.of(session) } {
                     Some(place) => targets[place].merge(&subscriber.wish),
@@ -194,7 +240,7 @@ impl Subscriptions {
                     }
                 }
             }
-            targets.extend(leaf.shared.values().filter_map(Group::choose));
+            targets.extend(leaf.shared.values().filter_map(&choose));
             ControlFlow::Continue(())
         };
         // It goes on to the end.
@@ -328,29 +374,87 @@ impl Node {
         }
     }
 
-    /// Removes, and drops what became empty on the way back. Gives the bytes that are free now; none: it was not there.
-    fn remove(&mut self, levels: &[&str], filter: Filter<'_>, session_id: u64) -> Option<usize> {
+    /// The filters of clients, each with no more levels than `levels`. Breaks off when there are more than `max`.
+    fn filters<'a>(
+        &'a self,
+        path: &mut Vec<&'a str>,
+        levels: usize,
+        max: usize,
+        found: &mut BTreeSet<String>,
+    ) -> ControlFlow<()> {
+        if self.here.has_client() {
+            found.insert(path.join("/"));
+        }
+        let is_cut = path.len() >= levels && self.below().any(|(_, node)| node.has_client());
+        if is_cut || self.rest.as_ref().is_some_and(|leaf| leaf.has_client()) {
+            path.push("#");
+            found.insert(path.join("/"));
+            path.pop();
+        }
+        if found.len() > max {
+            return ControlFlow::Break(());
+        }
+        if path.len() < levels {
+            for (level, node) in self.below() {
+                path.push(level);
+                let done = node.filters(path, levels, max, found);
+                path.pop();
+                done?;
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn below(&self) -> impl Iterator<Item = (&str, &Self)> {
+        let named = self.children.iter().map(|(level, node)| (&**level, node));
+        named.chain(self.any.as_deref().map(|node| ("+", node)))
+    }
+
+    /// Whether a client subscribes to anything from here on.
+    fn has_client(&self) -> bool {
+        self.here.has_client()
+            || self.rest.as_ref().is_some_and(|leaf| leaf.has_client())
+            || self.below().any(|(_, node)| node.has_client())
+    }
+
+    /// The shared subscriptions that clients are members of.
+    fn shared(&self, found: &mut BTreeSet<String>) {
+        for leaf in std::iter::once(&self.here).chain(self.rest.as_deref()) {
+            let groups = leaf.shared.values();
+            let groups = groups.filter(|group| group.members.iter().any(|member| is_client(&member.session)));
+            found.extend(groups.map(|group| group.name.to_string()));
+        }
+        self.below().for_each(|(_, node)| node.shared(found));
+    }
+
+    /// Removes, and drops what became empty on the way back. Gives it with the bytes that are free now; none: it was not there.
+    fn remove(
+        &mut self,
+        levels: &[&str],
+        filter: Filter<'_>,
+        session_id: u64,
+    ) -> Option<(Subscriber, usize)> {
         let Some((&level, below)) = levels.split_first() else { return self.here.remove(filter, session_id) };
-        let mut freed;
+        let (removed, mut freed);
         let emptied = match level {
             "#" => {
-                freed = self.rest.as_mut()?.remove(filter, session_id)?;
+                (removed, freed) = self.rest.as_mut()?.remove(filter, session_id)?;
                 self.rest.take_if(|leaf| leaf.is_empty()).is_some()
             }
             "+" => {
-                freed = self.any.as_mut()?.remove(below, filter, session_id)?;
+                (removed, freed) = self.any.as_mut()?.remove(below, filter, session_id)?;
                 self.any.take_if(|child| child.is_empty()).is_some()
             }
             level => {
                 let child = self.children.get_mut(level)?;
-                freed = child.remove(below, filter, session_id)?;
+                (removed, freed) = child.remove(below, filter, session_id)?;
                 child.is_empty() && self.children.remove(level).is_some()
             }
         };
         if emptied {
             freed += NODE_BYTES + level.len();
         }
-        Some(freed)
+        Some((removed, freed))
     }
 
     fn is_empty(&self) -> bool {
@@ -399,17 +503,23 @@ impl Leaf {
         }
     }
 
-    /// Gives the bytes that are free now; none: it was not there.
-    fn remove(&mut self, filter: Filter<'_>, session_id: u64) -> Option<usize> {
+    /// Gives it with the bytes that are free now; none: it was not there.
+    fn remove(&mut self, filter: Filter<'_>, session_id: u64) -> Option<(Subscriber, usize)> {
         let own = SUBSCRIBER_BYTES + filter.filter.len();
-        let Some(group) = filter.group else { return self.single.remove(&session_id).map(|_| own) };
+        let Some(group) = filter.group else { return Some((self.single.remove(&session_id)?, own)) };
         let members = &mut self.shared.get_mut(group)?.members;
-        members.swap_remove(members.iter().position(|member| member.session.id() == session_id)?);
+        let at = members.iter().position(|member| member.session.id() == session_id)?;
+        let removed = members.swap_remove(at);
         if !members.is_empty() {
-            return Some(own);
+            return Some((removed, own));
         }
         self.shared.remove(group);
-        Some(own + group_bytes(group, filter))
+        Some((removed, own + group_bytes(group, filter)))
+    }
+
+    /// Whether one of them, by a filter of its own, is a client.
+    fn has_client(&self) -> bool {
+        self.single.values().any(|subscriber| is_client(&subscriber.session))
     }
 
     fn is_empty(&self) -> bool {
@@ -422,12 +532,16 @@ fn group_bytes(group: &str, filter: Filter<'_>) -> usize {
 }
 
 impl Group {
-    /// The member whose turn it is: connected ones first, any other when none is.
-    fn choose(&self) -> Option<Target> {
+    /// The member whose turn it is of those that may: connected ones and other gateways first, any other when there is none.
+    fn choose(&self, may: impl Fn(&Subscriber) -> bool) -> Option<Target> {
         let count = self.members.len();
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
-        let in_turn = || (0..count).map(|step| &self.members[turn.wrapping_add(step) % count]);
-        let chosen = in_turn().find(|member| member.session.is_connected()).or_else(|| in_turn().next());
+        let in_turn = || {
+            let members = (0..count).map(|step| &self.members[turn.wrapping_add(step) % count]);
+            members.filter(|member| may(member))
+        };
+        let is_there = |member: &&Subscriber| member.session.is_connected() || is_peer(&member.session);
+        let chosen = in_turn().find(is_there).or_else(|| in_turn().next());
         chosen.map(|member| member.target(Some(Arc::clone(&self.name))))
     }
 }

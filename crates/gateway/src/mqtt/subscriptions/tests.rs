@@ -183,3 +183,53 @@ fn bytes_are_bounded_and_given_back() {
     assert_eq!((targets.len(), work), (1, 511 + 256));
     assert_eq!(subscriptions.is_wanted("a/a/a/a/a/a/a/a"), (true, 9), "the first is enough");
 }
+
+#[test]
+fn what_others_are_told_is_no_less_than_what_is_subscribed_to() {
+    let subscriptions = Subscriptions::new(false, usize::MAX);
+    let (one, peer) = (session(1), session(1 << 63));
+    for text in ["a/b/c", "a/b/+", "x/#", "+", "/", "$share/g/a/b", "$share/g/jobs/#"] {
+        subscriptions.insert(filter(text), &one, WISH).unwrap();
+    }
+    for text in ["p/q", "$share/g/p", "$share/g/jobs/#", "deep/+/#"] {
+        subscriptions.insert(filter(text), &peer, WISH).unwrap();
+    }
+    let told = |max| {
+        let (filters, shared) = subscriptions.interest(max);
+        assert_eq!(shared.into_iter().collect::<Vec<_>>(), ["$share/g/a/b", "$share/g/jobs/#"]);
+        filters.into_iter().collect::<Vec<_>>()
+    };
+    assert_eq!(told(5), ["+", "/", "a/b/+", "a/b/c", "x/#"]);
+    assert_eq!(told(4), ["+", "/", "a/b/#", "x/#"]);
+    assert_eq!(told(3), ["#"]);
+    assert_eq!((subscriptions.of_clients(), subscriptions.of_peers()), (7, 4));
+    assert!(subscriptions.remove(filter("p/q"), 1 << 63));
+    assert_eq!((subscriptions.of_clients(), subscriptions.of_peers()), (7, 3));
+}
+
+#[test]
+fn other_gateways_take_their_turn_and_no_more() {
+    let subscriptions = Subscriptions::new(false, usize::MAX);
+    let (one, peer) = (session(1), session(1 << 63));
+    for session in [&one, &peer] {
+        subscriptions.insert(filter("$share/g/a"), session, WISH).unwrap();
+        subscriptions.insert(filter("a"), session, WISH).unwrap();
+    }
+    let signal = Signal::default();
+    one.attach(Arc::new(signal), Duration::ZERO, None);
+    let mut chosen: Vec<u64> = Vec::new();
+    for _ in 0..10 {
+        let (targets, _) = subscriptions.targets("a", 0);
+        assert_eq!(targets.len(), 3, "each by itself, and one of the two as a member");
+        chosen.extend(targets.iter().filter(|t| t.shared.is_some()).map(|t| t.session.id()));
+    }
+    assert_eq!(chosen.iter().filter(|&&id| id == 1).count(), 5);
+    // What comes from there is for clients of here, and for the group only if it is said so.
+    let from_peer = |shared: &[&str]| {
+        let (targets, _) = subscriptions.targets_from_peer("a", shared);
+        targets.iter().map(|t| (t.session.id(), t.shared.is_some())).collect::<Vec<_>>()
+    };
+    assert_eq!(from_peer(&[]), [(1, false)]);
+    assert_eq!(from_peer(&["$share/other/a"]), [(1, false)]);
+    assert_eq!(from_peer(&["$share/g/a"]), [(1, false), (1, true)]);
+}
