@@ -66,6 +66,24 @@ def consumed(address, topic):
     return records
 
 
+def test_what_history_has_is_deleted(new_server, topic):
+    """By Kafka's DeleteRecords: at a start, and each minute."""
+    server = on_kafka(new_server, topic, config=BUSY + "\n[log]\nretention_hours = 0\n").start()
+    for number in range(10):
+        server.post_event("pump-1", {"number": number})
+    assert len(consumed(*topic)) == 10
+    server.wait_rows("SELECT 1 FROM raw_events", 10)
+    server.stop()
+    server.start()
+    eventually(lambda: consumed(*topic) == [], 60, "what is in history is no longer in Kafka")
+    # Nobody misses it, and what comes goes on behind it.
+    server.post_event("pump-1", {"number": 10})
+    numbers = "SELECT metric_value FROM raw_metrics ORDER BY 1"
+    assert server.wait_rows(numbers, 11) == [(float(number),) for number in range(11)]
+    server.restart()
+    assert server.wait_rows(numbers, 11) == [(float(number),) for number in range(11)]
+
+
 def test_publish_is_in_kafka_and_in_sql(new_server, topic):
     server = on_kafka(new_server, topic).start()
     to = ("-h", "127.0.0.1", "-p", str(server.mqtt_port), "-t", "devices/pump-1/state", "-q", "1")

@@ -1,6 +1,6 @@
 //! How the rest of the broker wakes a connection's task: a waker and a few flags, no queue and no lock.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Context;
 
 use futures::task::AtomicWaker;
@@ -16,39 +16,46 @@ pub(crate) const SHUT_DOWN: u8 = 4;
 pub(crate) const RECHECK: u8 = 8;
 
 /// While a connection has nobody who could be checked.
-const NOBODY: u64 = u64::MAX;
+const NOBODY: u64 = u64::MAX >> FLAG_BITS;
+const FLAG_BITS: u32 = 8;
 
 /// One per connection.
 #[derive(Debug)]
 pub(crate) struct Signal {
     waker: AtomicWaker,
-    flags: AtomicU8,
-    /// The change of what admission decides by that the connection follows.
-    follows: AtomicU64,
+    /// In the lowest bits the flags; above them the change of what admission decides by that the connection follows. In one word
+    /// since there are very many.
+    state: AtomicU64,
 }
 
 impl Default for Signal {
     fn default() -> Self {
-        Self { waker: AtomicWaker::new(), flags: AtomicU8::new(0), follows: AtomicU64::new(NOBODY) }
+        Self { waker: AtomicWaker::new(), state: AtomicU64::new(NOBODY << FLAG_BITS) }
     }
+}
+
+fn flags(state: u64) -> u8 {
+    state.to_le_bytes()[0]
 }
 
 impl Signal {
     /// Sets a flag and wakes the connection, unless the flag was set already.
     pub(crate) fn raise(&self, flag: u8) {
-        if self.flags.fetch_or(flag, Ordering::AcqRel) & flag == 0 {
+        if flags(self.state.fetch_or(flag.into(), Ordering::AcqRel)) & flag == 0 {
             self.waker.wake();
         }
     }
 
     /// Whether a flag is raised; it stays so.
     pub(crate) fn is_raised(&self, flag: u8) -> bool {
-        self.flags.load(Ordering::Acquire) & flag != 0
+        flags(self.state.load(Ordering::Acquire)) & flag != 0
     }
 
     /// The connection has done what follows from this change.
     pub(crate) fn follow(&self, change: u64) {
-        self.follows.store(change, Ordering::Release);
+        let with = |state| Some(u64::from(flags(state)) | change << FLAG_BITS);
+        // It always has something to say.
+        let _ = self.state.fetch_update(Ordering::AcqRel, Ordering::Relaxed, with);
     }
 
     /// The connection has ended.
@@ -58,12 +65,16 @@ impl Signal {
 
     /// Whether what follows from this change is done.
     pub(crate) fn follows(&self, change: u64) -> bool {
-        self.follows.load(Ordering::Acquire) >= change
+        self.state.load(Ordering::Acquire) >> FLAG_BITS >= change
     }
 
     /// Takes all flags; the task of `context` is woken when another is raised.
     pub(crate) fn take(&self, context: &Context<'_>) -> u8 {
+        const FLAGS: u64 = (1 << FLAG_BITS) - 1;
         self.waker.register(context.waker());
-        if self.flags.load(Ordering::Acquire) == 0 { 0 } else { self.flags.swap(0, Ordering::AcqRel) }
+        if flags(self.state.load(Ordering::Acquire)) == 0 {
+            return 0;
+        }
+        flags(self.state.fetch_and(!FLAGS, Ordering::AcqRel))
     }
 }
