@@ -9,6 +9,7 @@ import re
 import secrets
 import shutil
 import signal
+import threading
 import time
 import uuid
 
@@ -343,6 +344,19 @@ def test_check(tmp_path, bucket):
     assert away.returncode == 1 and "Connection refused" in away.stdout, away.stdout
     bad = run("check", "--history", "s3://key:hush@lake")
     assert bad.returncode == 1 and "hush" not in bad.stdout and "s3://BUCKET" in bad.stdout
+
+
+def test_a_start_waits_for_s3(new_server, tmp_path, own_s3):
+    address = own_s3.running()
+    server = on_s3(new_server, tmp_path, (address, new_bucket(address)))
+    os.kill(own_s3.pid, signal.SIGSTOP)
+    awake = threading.Timer(8, os.kill, (own_s3.pid, signal.SIGCONT))
+    awake.start()
+    server.start()
+    assert not awake.is_alive(), "it was ready only when S3 was"
+    assert "where history is does not answer; waiting for it" in server.log()
+    server.post_event("a", {"v": 1})
+    assert server.wait_rows("SELECT metric_value FROM raw_metrics", 1) == [(1.0,)]
 
 
 def test_a_careless_store_is_refused(new_server, tmp_path, bucket):

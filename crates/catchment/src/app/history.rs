@@ -2,12 +2,15 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use async_trait::async_trait;
 use catchment_eventlog::{ConsumerGroup, GroupError};
 use catchment_store::clickhouse::ClickHouseHistory;
-use catchment_store::history::{ClaimError, Claims, DeltaHistory, History, NoHistory};
+use catchment_store::history::{
+    ClaimError, Claims, DeltaHistory, History, HistoryConfig, NoHistory, Places, StoreError,
+};
 use catchment_store::shard::Shard;
 use catchment_store::storage::Place;
 use catchment_types::{Offset, PartitionId};
@@ -16,6 +19,11 @@ use super::{engine_of, places};
 use crate::engines::{Engine, Seam};
 use crate::folder::DataFolder;
 use crate::settings::Settings;
+
+/// Between two attempts to open a history that does not answer.
+const RETRY: Duration = Duration::from_secs(1);
+/// How often it is told that one does not.
+const TELL_EVERY: Duration = Duration::from_secs(30);
 
 /// The log that history goes on from.
 pub(crate) struct Log<'a> {
@@ -40,7 +48,7 @@ pub(crate) async fn open(
     match engine_of(engines, Seam::History)? {
         Engine::Embedded(_) | Engine::S3(_) => {
             let places = places::of(engines, folder, log.identity)?;
-            let history = DeltaHistory::open(&places, config, shards.to_vec()).await?;
+            let history = open_delta(&places, &config, shards).await?;
             // In S3 it tells itself which log it is of: the data folder may be a new one.
             let has_history = matches!(places.history, Place::Folder(_))
                 && (0..).zip(shards.iter()).any(|(partition, _)| history.start_offset(partition) > 0);
@@ -72,6 +80,27 @@ pub(crate) async fn open(
             Ok(ClickHouseHistory::open(target, config, Arc::clone(shards), &identity, claims).await?)
         }
         other => bail!("{other} is no history of this build"),
+    }
+}
+
+/// Opens the tables; waits for a store that does not answer yet.
+async fn open_delta(
+    places: &Places,
+    config: &HistoryConfig,
+    shards: &Arc<[Arc<Shard>]>,
+) -> Result<Arc<DeltaHistory>, StoreError> {
+    let mut told: Option<Instant> = None;
+    loop {
+        match DeltaHistory::open(places, config.clone(), shards.to_vec()).await {
+            Err(error) if error.is_away() => {
+                if told.is_none_or(|last| last.elapsed() >= TELL_EVERY) {
+                    told = Some(Instant::now());
+                    tracing::warn!(%error, "where history is does not answer; waiting for it");
+                }
+                tokio::time::sleep(RETRY).await;
+            }
+            opened => return opened,
+        }
     }
 }
 

@@ -89,3 +89,16 @@ pub enum StoreError {
         message: String,
     },
 }
+
+impl StoreError {
+    /// Whether the store does not answer at all, and may later.
+    #[must_use]
+    pub fn is_away(&self) -> bool {
+        match self {
+            Self::Storage(error) | Self::Delta(DeltaError::Storage(error)) => {
+                error.source.kind() == std::io::ErrorKind::NotConnected
+            }
+            _ => false,
+        }
+    }
+}

@@ -5,11 +5,13 @@
 //! keeps its rows and is gone on with by the next flush; tables that were done stay done. Whether a table is done is
 //! asked of its log under the same lock as the commit, so that a commit whose answer was lost is not made twice.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arrow::array::RecordBatch;
 use catchment_types::{Offset, Timestamp};
+use futures::{StreamExt, stream};
 
 use super::data_file::DataFile;
 use super::error::StoreError;
@@ -92,7 +94,7 @@ impl DeltaHistory {
         let Some(round) = &mut state.round else { return Ok(()) };
         let urgency = self.urgency();
         let pending = self.tables.iter().filter(|table| round.pending[table.id.index()]);
-        let flushes = pending.map(async |table| {
+        let jobs = pending.map(|table| {
             let committed = &state.committed[table.id.index()];
             // While the log is read again after a start, a round can end before what the table has already.
             let next: Vec<_> =
@@ -104,12 +106,17 @@ impl DeltaHistory {
                 next: next.clone(),
                 hook: self.hook.clone(),
             };
+            (table.id, next, job)
+        });
+        let jobs: Vec<_> = jobs.collect();
+        let flushes = stream::iter(jobs).map(async |(table, next, job)| {
             let rows: u64 = job.rows.iter().map(|rows| rows.num_rows() as u64).sum();
             let files = super::blocking("flush", urgency, move || job.run()).await;
-            (table.id, next, rows, files)
+            (table, next, rows, files)
         });
+        let mut flushes = pin!(flushes.buffered(self.hook.tables_at_once()));
         let mut failed = None;
-        for (table, next, rows, files) in futures::future::join_all(flushes).await {
+        while let Some((table, next, rows, files)) = flushes.next().await {
             let files = match files {
                 Ok(files) => files,
                 Err(error) => {

@@ -38,6 +38,15 @@ impl Hook {
         *self.action.lock() = None;
     }
 
+    /// How many tables are flushed side by side: a test that looks between steps looks at one table after the other.
+    pub(super) fn tables_at_once(&self) -> usize {
+        #[cfg(test)]
+        if self.action.lock().is_some() {
+            return 1;
+        }
+        TableId::COUNT
+    }
+
     #[cfg(test)]
     pub(super) fn at(&self, step: Step) -> Result<(), StoreError> {
         self.action.lock().as_mut().map_or(Ok(()), |action| action(step))

@@ -300,7 +300,9 @@ fn explain(error: Error) -> io::Error {
     while let Some(source) = cause.source() {
         cause = source;
     }
-    let said = match within("Code") {
+    let code = within("Code");
+    let has_answered = code.is_some() || text.contains("status code: ");
+    let said = match code {
         Some(code) => {
             let hint = match code.as_str() {
                 "InvalidAccessKeyId"
@@ -335,6 +337,7 @@ fn explain(error: Error) -> io::Error {
     let kind = match &error {
         Error::NotFound { .. } => io::ErrorKind::NotFound,
         Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => io::ErrorKind::PermissionDenied,
+        _ if !has_answered => io::ErrorKind::NotConnected,
         _ => io::ErrorKind::Other,
     };
     io::Error::new(kind, said)
