@@ -229,7 +229,12 @@ def test_kafka_stopped_under_load(new_server, kafka):
     assert queued <= 65536 * partitions, "what waits is bounded"
     kafka.up()
     assert kafka.closed_address == topic[0]
-    eventually(lambda: sum(len(publisher.acknowledged) for publisher in load) > acknowledged + 200, 60, "it goes on")
+
+    def goes_on():
+        assert [(publisher.device, publisher.wrong) for publisher in load if publisher.wrong] == []
+        return sum(len(publisher.acknowledged) for publisher in load) > acknowledged + 200
+
+    eventually(goes_on, 60, "it goes on")
     server.wait_ready()
     for publisher in load:
         publisher.finish()
