@@ -162,7 +162,8 @@ impl Broker {
         for (session, shared) in chosen {
             let mut bytes = Vec::with_capacity(message.size() + 64);
             let put = &mut Put(&mut bytes);
-            put.u8(VERSION).bytes(self.realm().as_bytes()).u16(u16::try_from(shared.len()).unwrap_or(0));
+            // A message has far fewer bytes than it would take for more of them.
+            put.u8(VERSION).bytes(self.realm().as_bytes()).u32(shared.len() as u32);
             for name in &shared {
                 put.bytes(name.as_bytes());
             }
@@ -256,7 +257,7 @@ impl<'a> FromPeer<'a> {
         if take.u8()? != VERSION {
             return None;
         }
-        let (realm, count) = (take.text()?, take.u16()?);
+        let (realm, count) = (take.text()?, take.u32()?);
         let shared = (0..count).map(|_| take.text()).collect::<Option<_>>()?;
         Some(Self { realm, shared, message: Message::decode(take.0)?.of_the_server() })
     }

@@ -7,13 +7,13 @@
 //! nobody else has costs thirty nodes. A topic of many levels may match very many filters with `+`; how many nodes an answer
 //! looked at is told with it, so that who asks can let others have their turn.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use foldhash::fast::RandomState;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use super::codec::QoS;
 use super::peers::{is_client, is_peer};
@@ -95,6 +95,8 @@ pub(crate) struct Subscriptions {
     count: AtomicUsize,
     /// Those of them that stand for other gateways' clients.
     of_peers: AtomicUsize,
+    /// How many clients are members of each shared subscription. Changed under the tree's lock.
+    shared: Mutex<BTreeMap<String, usize>>,
     generation: AtomicU64,
     /// What the tree takes; changed under its lock only.
     bytes: AtomicUsize,
@@ -126,6 +128,9 @@ impl Subscriptions {
         if is_new {
             self.count.fetch_add(1, Ordering::Relaxed);
             self.of_peers.fetch_add(is_peer(session).into(), Ordering::Relaxed);
+            if let Some(name) = filter.shared_name().filter(|_| is_client(session)) {
+                *self.shared.lock().entry(name).or_default() += 1;
+            }
         }
         self.generation.fetch_add(1, Ordering::Release);
         Ok(is_new)
@@ -139,6 +144,14 @@ impl Subscriptions {
         self.bytes.fetch_sub(freed, Ordering::Relaxed);
         self.count.fetch_sub(1, Ordering::Relaxed);
         self.of_peers.fetch_sub(is_peer(&subscriber.session).into(), Ordering::Relaxed);
+        if let Some(name) = filter.shared_name().filter(|_| is_client(&subscriber.session)) {
+            let mut shared = self.shared.lock();
+            let left = shared.get(&name).map_or(0, |members| members - 1);
+            match left {
+                0 => drop(shared.remove(&name)),
+                left => drop(shared.insert(name, left)),
+            }
+        }
         self.generation.fetch_add(1, Ordering::Release);
         true
     }
@@ -172,8 +185,7 @@ impl Subscriptions {
     /// What clients subscribe to: at most `max` filters, which stand for more where there are more; and the shared subscriptions.
     pub(crate) fn interest(&self, max: usize) -> (BTreeSet<String>, BTreeSet<String>) {
         let root = self.root.read();
-        let mut shared = BTreeSet::new();
-        root.shared(&mut shared);
+        let shared = self.shared.lock().keys().cloned().collect();
         for levels in [usize::MAX, 8, 5, 4, 3, 2, 1] {
             let mut filters = BTreeSet::new();
             if root.filters(&mut Vec::new(), levels, max, &mut filters).is_continue() {
@@ -417,16 +429,6 @@ impl Node {
             || self.below().any(|(_, node)| node.has_client())
     }
 
-    /// The shared subscriptions that clients are members of.
-    fn shared(&self, found: &mut BTreeSet<String>) {
-        for leaf in std::iter::once(&self.here).chain(self.rest.as_deref()) {
-            let groups = leaf.shared.values();
-            let groups = groups.filter(|group| group.members.iter().any(|member| is_client(&member.session)));
-            found.extend(groups.map(|group| group.name.to_string()));
-        }
-        self.below().for_each(|(_, node)| node.shared(found));
-    }
-
     /// Removes, and drops what became empty on the way back. Gives it with the bytes that are free now; none: it was not there.
     fn remove(
         &mut self,
@@ -471,7 +473,7 @@ impl Leaf {
         let id = subscriber.session.id();
         let Some(group) = filter.group else { return self.single.insert(id, subscriber).is_none() };
         let new = || Group {
-            name: format!("$share/{group}/{}", filter.filter).into(),
+            name: filter.shared_name().unwrap_or_default().into(),
             members: Vec::new(),
             next: AtomicUsize::new(0),
         };

@@ -56,6 +56,13 @@ pub(crate) struct Filter<'a> {
     pub(crate) filter: &'a str,
 }
 
+impl Filter<'_> {
+    /// A shared subscription's whole name, as its members write it.
+    pub(crate) fn shared_name(&self) -> Option<String> {
+        self.group.map(|group| format!("$share/{group}/{}", self.filter))
+    }
+}
+
 /// Whether a topic is reserved for the server.
 pub(crate) fn is_reserved(topic: &str) -> bool {
     topic.starts_with('$')
