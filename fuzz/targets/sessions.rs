@@ -11,7 +11,7 @@ mod client;
 #[path = "sessions/log.rs"]
 mod log;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Waker};
@@ -19,7 +19,7 @@ use std::task::{Context, Waker};
 use arbitrary::Unstructured;
 use catchment_gateway::transport::Remote;
 use catchment_gateway::{AdmitAll, Gateway, GatewayConfig, GatewayMetrics, fuzzing};
-use client::{Client, Stage};
+use client::{Client, Filters, Stage};
 use libfuzzer_sys::fuzz_target;
 use log::{FakeLog, Mode};
 
@@ -41,11 +41,10 @@ struct World {
     gateway: Arc<Gateway>,
     log: Arc<FakeLog>,
     clients: [Option<Client>; SLOTS],
-    names: [usize; SLOTS],
     reads: [bool; SLOTS],
     connections: Vec<Connection>,
     /// Filters of the session of each client id, as far as one may be there.
-    filters: HashMap<usize, BTreeSet<String>>,
+    filters: HashMap<usize, Filters>,
     next_number: u32,
     /// Identifiers of each connection's own: who goes on with a session and does not know what it sent must not reuse them.
     next_ids: u16,
@@ -89,7 +88,6 @@ impl World {
             gateway: gateway.expect("the configuration is sound"),
             log,
             clients: Default::default(),
-            names: [0; SLOTS],
             reads: [true; SLOTS],
             connections: Vec::new(),
             filters: HashMap::new(),
@@ -150,11 +148,12 @@ impl World {
         }
         client.send(&packet(0x10, &body));
         // A session that was there may still have them; an assigned client id is new each time.
+        // Connections that wait for one another share them: the earlier may subscribe while the later waits.
         client.filters = match name {
-            2 => BTreeSet::new(),
-            name => self.filters.get(&name).cloned().unwrap_or_default(),
+            2 => Filters::default(),
+            name => Filters::clone(self.filters.entry(name).or_default()),
         };
-        (self.names[slot], self.reads[slot]) = (name, true);
+        self.reads[slot] = true;
         self.clients[slot] = Some(client);
         Ok(())
     }
@@ -199,7 +198,6 @@ impl World {
         let (adds, options) = (input.arbitrary::<bool>()?, input.int_in_range(0..=2u8)?);
         let more = input.int_in_range(0..=11u8)? << 2;
         let filter = *input.choose(&FILTERS)?;
-        let name = self.names[slot];
         let Some(client) = &mut self.clients[slot] else { return Ok(()) };
         let mut body = vec![0, 77];
         if client.is_v5 {
@@ -208,8 +206,7 @@ impl World {
         text(&mut body, filter);
         if adds {
             body.push(options | if client.is_v5 { more & 0x2c } else { 0 });
-            client.filters.insert(filter.to_owned());
-            self.filters.entry(name).or_default().insert(filter.to_owned());
+            client.filters.borrow_mut().insert(filter.to_owned());
         }
         client.send(&packet(if adds { 0x82 } else { 0xa2 }, &body));
         Ok(())
