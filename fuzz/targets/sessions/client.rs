@@ -100,7 +100,10 @@ impl Client {
         if qos == 0 {
             return true;
         }
-        if self.sent.len() >= 4 || self.sent.iter().any(|sent| sent.packet_id == packet_id) {
+        // One that was sent again may be answered once more, which would be taken for the answer to this.
+        let is_in_use =
+            self.sent.iter().any(|sent| sent.packet_id == packet_id) || self.resent.contains(&packet_id);
+        if self.sent.len() >= 4 || is_in_use {
             return false;
         }
         self.sent.push_back(Sent { packet_id, number, qos, is_event, received: false });
