@@ -28,7 +28,9 @@ struct Places {
 
 impl Places {
     fn find() -> Result<Self> {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask has no folder above it")?;
+        // Of this run: clones that share a target folder share the executable, too.
+        let own = std::env::var_os("CARGO_MANIFEST_DIR").context("run it as `cargo xtask`")?;
+        let root = Path::new(&own).parent().context("xtask has no folder above it")?;
         // Cargo puts this program at TARGET/debug/xtask, whatever its settings are.
         let program = std::env::current_exe().context("cannot tell where this program is")?;
         let target = program.ancestors().nth(2).context("this program is not in a target folder")?;
