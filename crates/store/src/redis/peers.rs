@@ -1,11 +1,12 @@
 //! What gateways say to each other: a text of each on the roster `mqtt`, and messages on a channel of each process,
-//! `mqtt:{process}`. Messages that nobody hears are lost.
+//! `mqtt:{process}`. Messages that nobody hears are lost; so a process is on the roster only while it hears.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -21,6 +22,14 @@ const PING_INTERVAL: Duration = Duration::from_secs(5);
 pub struct PeerChannel {
     client: RedisClient,
     roster: Arc<Roster>,
+    own: Mutex<Own>,
+}
+
+/// What this process says of itself.
+#[derive(Debug, Default)]
+struct Own {
+    text: Option<Arc<str>>,
+    hears: bool,
 }
 
 impl PeerChannel {
@@ -28,12 +37,18 @@ impl PeerChannel {
     #[must_use]
     pub fn new(client: RedisClient) -> Arc<Self> {
         let roster = Roster::new(client.clone(), "mqtt");
-        Arc::new(Self { client, roster })
+        Arc::new(Self { client, roster, own: Mutex::default() })
     }
 
-    /// What this process says of itself from now on.
+    /// What this process says of itself from now on, while it hears.
     pub fn say(&self, text: String) {
-        self.roster.say(Some(text.into()));
+        self.change(|own| own.text = Some(text.into()));
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Own)) {
+        let mut own = self.own.lock();
+        change(&mut own);
+        self.roster.say(own.text.clone().filter(|_| own.hears));
     }
 
     /// What the others say, by process.
@@ -61,6 +76,7 @@ impl PeerChannel {
                 tokio::select! {
                     () = stop.cancelled() => return,
                     heard = self.hear(&receive) => if let Err(error) = heard {
+                        self.change(|own| own.hears = false);
                         tracing::debug!(%error, "messages of other gateways do not come");
                     }
                 }
@@ -74,6 +90,7 @@ impl PeerChannel {
         let (mut sink, mut messages) = self.client.subscriber().await?.split();
         let channel = self.channel(&self.client.process);
         sink.subscribe(channel).await.map_err(|error| self.client.failure(&error))?;
+        self.change(|own| own.hears = true);
         let mut ping = tokio::time::interval(PING_INTERVAL);
         loop {
             tokio::select! {
