@@ -1,4 +1,4 @@
-"""Two processes of each role on Kafka, ClickHouse, Redis and PostgreSQL: they are one platform, whatever is killed or stopped.
+"""Two processes of each role on Kafka, ClickHouse, Redis, PostgreSQL and S3: they are one platform, whatever is killed or stopped.
 
 The seed of a kill test is printed; `CATCHMENT_SEED=… cargo xtask test -k cluster` repeats the same schedule. Engines are stopped
 for 10 seconds each, or for `CATCHMENT_STOPPED_S`.
@@ -14,6 +14,7 @@ import pytest
 from websockets.sync.client import connect
 
 from harness import eventually
+from harness.buckets import HOT, archived
 from harness.cluster import Cluster
 from harness.load import check_once, publishers, say_last
 from harness.paho_client import Client
@@ -23,14 +24,16 @@ KILLS = 6
 STOPPED_S = int(os.environ.get("CATCHMENT_STOPPED_S", "10"))
 # A member that was killed is missed by Kafka after its session is over.
 TAKEN_OVER_S = 120
-BUSY = "[log]\npartitions = 4\n"
-ENGINES = ("kafka", "clickhouse", "redis", "postgres")
+BUSY = "[log]\npartitions = 4\n[history]\nmaintenance_interval_ms = 1000\nvacuum_grace_ms = 1000\n"
+ENGINES = ("kafka", "clickhouse", "redis", "postgres", "s3")
 # What each process says when an engine is away. A gateway knows nothing of what is behind the log.
 NAMED = {
     "kafka": {"gateway": "event log", "distributor": "event log"},
     "clickhouse": {"distributor": "ClickHouse", "api": "ClickHouse"},
     "redis": {"distributor": "Redis", "api": "Redis"},
     "postgres": {"gateway": "registry", "distributor": "registry", "api": "registry"},
+    # Hot rows need no archive; what is due moves later.
+    "s3": {},
 }
 
 
@@ -137,14 +140,14 @@ def test_each_engine_stopped_under_load(new_server, engines, tmp_path):
         for name, told in NAMED.items():
             acknowledged = total(load)
             eventually(lambda acknowledged=acknowledged: total(load) > acknowledged + 100, 60, "events flow")
-            engines[name].kill()
+            away(engines[name])
             ends = time.monotonic() + STOPPED_S
             for role, word in told.items():
                 for node in cluster.of(role):
                     says = f"{role} says {word} while {name} is away"
                     eventually(lambda node=node, word=word: word in node.not_ready(), max(STOPPED_S, 15), says)
             time.sleep(max(0, ends - time.monotonic()))
-            engines[name].up()
+            back(engines[name])
             for node in cluster.nodes.values():
                 eventually(lambda node=node: node.not_ready() == "", 120, f"ready after {name} is back")
         check_everywhere(cluster, load)
@@ -172,8 +175,23 @@ def test_a_gateway_starts_while_what_is_behind_the_log_is_away(new_server, engin
         cluster.close()
 
 
+def away(engine):
+    """Ends it at once; the S3 of tests, which has everything in memory, hangs instead."""
+    if engine.name == "s3":
+        engine.pause()
+    else:
+        engine.kill()
+
+
+def back(engine):
+    """Ends its absence."""
+    if engine.name == "s3":
+        engine.resume()
+    engine.up()
+
+
 def started_load(cluster):
-    load = publishers(cluster, "cluster")
+    load = publishers(cluster, "cluster", cold_every=5)
     for publisher in load:
         publisher.start()
     return load
@@ -196,4 +214,20 @@ def check_everywhere(cluster, load):
             latest = lambda node=node, publisher=publisher: node.snapshot(publisher.device)["seq"]  # noqa: E731
             eventually(lambda latest=latest, last=last: latest() == last, 60, f"the snapshot of {publisher.device}")
         check_once(node, load)
+        check_moved(cluster, node)
         assert node.value("SELECT count(*) FROM raw_metrics") == 3 * node.value("SELECT count(*) FROM raw_events")
+
+
+def check_moved(cluster, node):
+    """What is past its hot days leaves ClickHouse for the archive, and is seen as it was."""
+    past = f"SELECT count(*), count(DISTINCT log_offset * 100 + log_partition) FROM raw_metrics WHERE timestamp < '{HOT}'"
+    ((rows, _),) = expected = node.sql(past)
+    assert rows > 30
+
+    def moved():
+        if (seen := node.sql(past)) != expected:
+            raise RuntimeError(f"{seen}, and there were {expected}")
+        table = archived((cluster.bucket, "cold"))
+        return table is not None and table.count() == rows and cluster.in_clickhouse(f"timestamp < '{HOT}'") == 0
+
+    eventually(moved, 120, "cold rows are in the archive alone")

@@ -1,48 +1,30 @@
 """History in S3, and the archive, against a real S3 (moto): what is stored, what faults do, what other readers see."""
 
-import datetime
 import io
-import json
 import os
 import random
 import re
 import secrets
 import shutil
-import signal
 import threading
 import time
-import uuid
 
 import duckdb
 import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 import requests
-from deltalake import DeltaTable
 
-from harness import eventually, run
+from harness import buckets, eventually, run
 from harness.fault_proxy import FaultProxy
+from harness.buckets import ANYBODY, COLD, HOT, SECRET, TODAY, archived, delta, new_bucket
 from harness.load import check_all, publishers
 from harness.services import S3
 
 KILLS = int(os.environ.get("CATCHMENT_KILLS", "20")) // 4
 FAULTS = int(os.environ.get("CATCHMENT_S3_FAULTS", "5"))
 STOPPED_S = float(os.environ.get("CATCHMENT_STOPPED_S", "12"))
-SECRET = "correct-horse-battery-staple"
-# moto takes a request that names any credentials.
-ANYBODY = {"Authorization": "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, Signature=0"}
 FLUSHES = "flush_interval_ms = 1000\nmaintenance_interval_ms = 1000\ncompact_files_min = 3\nvacuum_grace_ms = 5000\n"
-TODAY = datetime.datetime.now(datetime.UTC).date()
-# Days that are over for longer than raw data is kept, and one that is not.
-COLD = [str(TODAY - datetime.timedelta(days=back)) for back in (11, 10, 9)]
-HOT = str(TODAY - datetime.timedelta(days=2))
-
-
-def new_bucket(address):
-    """The name of a new bucket."""
-    name = f"lake-{uuid.uuid4().hex[:12]}"
-    assert requests.put(f"{address}/{name}", headers=ANYBODY, timeout=20).status_code == 200
-    return name
 
 
 @pytest.fixture
@@ -63,10 +45,6 @@ def own_s3(service, tmp_path, request):
         def own_address(self):
             return None
 
-        @property
-        def pid(self):
-            return json.loads((self.folder / "state.json").read_text())["pid"]
-
     own = OwnS3(tmp_path / "s3")
     request.addfinalizer(own.kill)
     own.up()
@@ -75,11 +53,7 @@ def own_s3(service, tmp_path, request):
 
 def settings(address, secret_file, history=FLUSHES, more="request_s_max = 3\n"):
     """A configuration: where S3 is, and a busy history."""
-    secret_file.write_text(f"{SECRET}\n")
-    return (
-        f'[engines.s3]\nendpoint = "{address}"\nregion = "us-east-1"\nallow_http = true\naccess_key_id = "test"\n'
-        f'secret_access_key_file = "{secret_file}"\n{more}[history]\n{history}'
-    )
+    return f"{buckets.engine(address, secret_file, more)}[history]\n{history}"
 
 
 def on_s3(new_server, tmp_path, bucket, name="own", **options):
@@ -100,19 +74,6 @@ def objects(bucket):
         if not token:
             return names
         more = f"&continuation-token={requests.utils.quote(token[1], safe='')}"
-
-
-def delta(bucket, path):
-    """A table as PyPI's deltalake reads it."""
-    address, name = bucket
-    options = {
-        "AWS_ENDPOINT_URL": address,
-        "AWS_ALLOW_HTTP": "true",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-    }
-    return DeltaTable(f"s3://{name}/{path}", storage_options=options)
 
 
 def same_rows(server, table, columns, theirs):
@@ -255,7 +216,7 @@ def test_s3_stopped_under_load(new_server, tmp_path, own_s3):
     for publisher in load:
         publisher.start()
     eventually(lambda: sum(len(publisher.acknowledged) for publisher in load) > 200, 30, "events flow")
-    os.kill(own_s3.pid, signal.SIGSTOP)
+    own_s3.pause()
     stopped = time.monotonic()
     try:
 
@@ -271,7 +232,7 @@ def test_s3_stopped_under_load(new_server, tmp_path, own_s3):
         recent = "SELECT count(*) FROM raw_events WHERE device_id = 'nobody'"
         assert server.value(recent) == 0
     finally:
-        os.kill(own_s3.pid, signal.SIGCONT)
+        own_s3.resume()
     server.wait_ready()
     for publisher in load:
         publisher.finish()
@@ -349,8 +310,8 @@ def test_check(tmp_path, bucket):
 def test_a_start_waits_for_s3(new_server, tmp_path, own_s3):
     address = own_s3.running()
     server = on_s3(new_server, tmp_path, (address, new_bucket(address)))
-    os.kill(own_s3.pid, signal.SIGSTOP)
-    awake = threading.Timer(8, os.kill, (own_s3.pid, signal.SIGCONT))
+    own_s3.pause()
+    awake = threading.Timer(8, own_s3.resume)
     awake.start()
     server.start()
     assert not awake.is_alive(), "it was ready only when S3 was"
@@ -408,14 +369,6 @@ def with_archive(new_server, tmp_path, bucket, place):
     return new_server(config=config, flags=flags)
 
 
-def archived(tmp_path, bucket, place):
-    """The archive's `raw_metrics` as deltalake has it; nothing while it is not there."""
-    try:
-        return DeltaTable(tmp_path / "cold/raw_metrics") if place == "file" else delta(bucket, "cold/raw_metrics")
-    except Exception:
-        return None
-
-
 @pytest.mark.parametrize("place", ["s3", "mixed", "file"])
 def test_archive(new_server, tmp_path, bucket, place):
     server = with_archive(new_server, tmp_path, bucket, place).start()
@@ -430,7 +383,7 @@ def test_archive(new_server, tmp_path, bucket, place):
         rows = [(str(day).rstrip("Z"), count) for day, count in server.sql(query)]
         if sum(count for _, count in rows) != 100:
             raise RuntimeError(f"{rows}")
-        table = archived(tmp_path, bucket, place)
+        table = archived(tmp_path / "cold" if place == "file" else (bucket, "cold"))
         return table is not None and table.count() == 60 and rows == counts
 
     server.wait_rows("SELECT 1 FROM raw_metrics", 100)
@@ -446,7 +399,7 @@ def test_archive(new_server, tmp_path, bucket, place):
     assert server.value("SELECT count(*) FROM raw_metrics") == 100
 
     # An ordinary Delta table of Snappy Parquet by day, in order.
-    table = archived(tmp_path, bucket, place)
+    table = archived(tmp_path / "cold" if place == "file" else (bucket, "cold"))
     assert sorted(str(next(iter(part.values()))) for part in table.partitions()) == sorted(COLD)
     with duckdb.connect() as database:
         database.register("files", table.to_pyarrow_dataset())
@@ -482,7 +435,7 @@ def check_archived(server, bucket, sent):
 
     def moved():
         assert all_there()
-        table = archived(None, bucket, "s3")
+        table = archived((bucket, "cold"))
         return table is not None and table.count() == sent
 
     eventually(moved, 60, "all is in the archive")

@@ -6,6 +6,7 @@ import uuid
 import psycopg
 import requests
 
+from . import buckets
 from .server import Caller, Server, free_ports
 from .wait import eventually
 
@@ -53,7 +54,8 @@ class Cluster(Caller):
         """`new_server` and `service` as the fixtures of these names; `each` processes of each role."""
         name = f"cluster_{uuid.uuid4().hex[:12]}"
         self.name, self.kafka, self.clickhouse = name, service("kafka"), service("clickhouse")
-        postgres = service("postgres")
+        postgres, s3 = service("postgres"), service("s3")
+        self.bucket = s3, buckets.new_bucket(s3)
         with psycopg.connect(postgres, autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {name}")
         engines = {
@@ -61,9 +63,10 @@ class Cluster(Caller):
             "--history": f"clickhouse://{self.clickhouse.split('://')[1]}/{name}",
             "--snapshot": service("redis"),
             "--registry": f"{postgres.rsplit('/', 1)[0]}/{name}",
+            "--archive": f"s3://{self.bucket[1]}/cold",
         }
         flags = [part for flag in engines.items() for part in flag]
-        config = f'{config}\n[engines.redis]\nprefix = "{name}:"\n'
+        config = f'{config}\n[engines.redis]\nprefix = "{name}:"\n{buckets.engine(s3, folder / "s3.secret")}'
         self.folder = folder
         self.nodes = {}
         for role in ("gateway", "distributor", "api"):
@@ -103,6 +106,13 @@ class Cluster(Caller):
         log = (self.folder / "haproxy.log").open("ab")
         self.balancer = subprocess.Popen(["haproxy", "-db", "-f", path], stdout=log, stderr=log)
         eventually(lambda: requests.get(self.url("/healthz"), timeout=2).ok, 20, "the balancer answers")
+
+    def in_clickhouse(self, condition):
+        """How many rows of `raw_metrics` ClickHouse itself has."""
+        query = f"SELECT count() FROM raw_metrics WHERE {condition}"
+        answer = requests.post(self.clickhouse, params={"database": self.name}, data=query, timeout=30)
+        assert answer.status_code == 200, answer.text
+        return int(answer.text)
 
     def close(self):
         """Ends the balancer; the processes are the fixture's."""

@@ -11,6 +11,7 @@ import time
 import requests
 
 from . import raw_mqtt as raw
+from .buckets import COLD
 from .wait import eventually
 
 ERRORS = (OSError, EOFError, requests.RequestException)
@@ -18,6 +19,9 @@ ERRORS = (OSError, EOFError, requests.RequestException)
 
 class Publisher(threading.Thread):
     """What the kinds of publishers share. Read `acknowledged` and `sent` only after `finish`."""
+
+    # One event of so many is of a day that is over for long.
+    cold_every = 0
 
     def __init__(self, server, device):
         super().__init__(name=device, daemon=True)
@@ -45,9 +49,12 @@ class Publisher(threading.Thread):
                 self.wrong.append(repr(error))
                 return
 
-    def document(self, seq):
-        """The payload of an event: about 200 bytes, so that a block of the log holds some hundred."""
-        return json.dumps({"seq": seq, "text": f"{self.device} says {seq}", "padding": "x" * 150}).encode()
+    def document(self, seq, *, is_last=False):
+        """The payload of an event: about 200 bytes, so that a block of the log holds some hundred. The last is of now."""
+        document = {"seq": seq, "text": f"{self.device} says {seq}", "padding": "x" * 150}
+        if self.cold_every and seq % self.cold_every == 0 and not is_last:
+            document["ts"] = f"{COLD[seq // self.cold_every % len(COLD)]}T12:00:00Z"
+        return json.dumps(document).encode()
 
 
 class MqttPublisher(Publisher):
@@ -118,13 +125,16 @@ class HttpPublisher(Publisher):
                     self.is_over.set()
 
 
-def publishers(server, name, *, resending=2, forgetful=2, http=2):
+def publishers(server, name, *, resending=2, forgetful=2, http=2, cold_every=0):
     """A mix, not started yet."""
-    return (
+    load = (
         [MqttPublisher(server, f"{name}-resending-{n}", resends=True) for n in range(resending)]
         + [MqttPublisher(server, f"{name}-forgetful-{n}", resends=False) for n in range(forgetful)]
         + [HttpPublisher(server, f"{name}-http-{n}") for n in range(http)]
     )
+    for publisher in load:
+        publisher.cold_every = cold_every
+    return load
 
 
 def check_stored(server, publisher):
@@ -147,7 +157,7 @@ def say_last(server, load, node=None, limit_s=90):
     """One more event of each device, which is the last of its partition, until it is seen, at `node` if one is named: then
     everything before it is."""
     for publisher in load:
-        server.post_event(publisher.device, publisher.document(publisher.sent), "load")
+        server.post_event(publisher.device, publisher.document(publisher.sent, is_last=True), "load")
         publisher.acknowledged.add(publisher.sent)
         publisher.sent += 1
     for publisher in load:

@@ -12,10 +12,14 @@
 //! Rows are seen when they are in ClickHouse, a second or so after they were acknowledged, by every process alike. Only
 //! latest values are served from the shards.
 //!
+//! # Archive
+//! Raw data that is past its hot days can move to Delta tables in S3 or a folder, `archive`; queries read both.
+//!
 //! # Constraints
 //! One log a database: rows are told apart by partition and offset.
 
 mod answer;
+mod archive;
 mod client;
 mod config;
 mod error;
@@ -48,6 +52,7 @@ pub use self::error::{ClickHouseError, Trouble};
 pub use self::import::ClickHouseImport;
 pub use self::probe::{ClickHouseProbe, probe};
 
+use self::archive::Archive;
 use self::client::Client;
 use self::flush::Partition;
 use self::metrics::Metrics;
@@ -57,6 +62,7 @@ use crate::history::{
     Start, StoreError, aggregated_metrics,
 };
 use crate::shard::Shard;
+use crate::storage::Place;
 use crate::tables::TableId;
 
 /// The dialect that [`History::query_natively`] takes.
@@ -73,6 +79,7 @@ pub struct ClickHouseHistory {
     log_identity: Arc<str>,
     shards: Arc<[Arc<Shard>]>,
     claims: Arc<dyn Claims>,
+    archive: Option<Archive>,
     partitions: Vec<tokio::sync::Mutex<Partition>>,
     /// Held by the one flush that is under way.
     flushing: tokio::sync::Mutex<()>,
@@ -89,20 +96,26 @@ impl fmt::Debug for ClickHouseHistory {
 
 impl ClickHouseHistory {
     /// Connects, and makes the database and its tables or brings them up to date. Shard `n` is partition `n`; nothing is
-    /// taken over yet. `log` tells the log from all others.
+    /// taken over yet. `log` tells the log from all others; raw data moves to `archive` after its hot days, or goes if there is none.
     ///
     /// # Errors
-    /// The server does not answer, does not let us in, or its tables are of a newer Catchment.
+    /// The server does not answer, does not let us in, or its tables are of a newer Catchment; the archive does not answer, or
+    /// is another log's.
     pub async fn open(
         target: &ClickHouseTarget,
         config: HistoryConfig,
         shards: Arc<[Arc<Shard>]>,
         log: &str,
         claims: Arc<dyn Claims>,
+        archive: Option<&Place>,
     ) -> Result<Arc<Self>, StoreError> {
         let writer = Client::new(target)?;
         let reader = Client::new(target)?;
-        schema::prepare(&writer, &config).await?;
+        schema::prepare(&writer, &config, archive.is_some()).await?;
+        let archive = match archive {
+            Some(place) => Some(Archive::open(place, log, config.retention_days(TableId::RawEvents)).await?),
+            None => None,
+        };
         let metrics = Metrics::default();
         metrics.up(true);
         Ok(Arc::new(Self {
@@ -114,6 +127,7 @@ impl ClickHouseHistory {
             committed: watch::Sender::new(vec![0; shards.len()]),
             shards,
             claims,
+            archive,
             flushing: tokio::sync::Mutex::default(),
             health: Mutex::new(HistoryHealth::Healthy),
             metrics,
@@ -161,13 +175,24 @@ impl History for ClickHouseHistory {
     }
 
     fn table_provider(&self, table: TableId) -> Arc<dyn TableProvider> {
-        self.table(table.name(), table.schema())
+        let archive = self.archive.as_ref().and_then(|archive| archive.reader(table));
+        Arc::new(ClickHouseTable {
+            name: table.name(),
+            schema: table.schema(),
+            client: self.reader.clone(),
+            archived: archive.map(|reader| (table, Arc::clone(reader))),
+        })
     }
 
     fn aggregated_metrics(&self) -> datafusion::error::Result<Arc<dyn TableProvider>> {
         // ClickHouse merges and finishes the states; only the columns' types are those of the view.
         let view = aggregated_metrics(self.table_provider(TableId::MetricRollups))?;
-        Ok(self.table(AGGREGATED_METRICS, view.schema()))
+        Ok(Arc::new(ClickHouseTable {
+            name: AGGREGATED_METRICS,
+            schema: view.schema(),
+            client: self.reader.clone(),
+            archived: None,
+        }))
     }
 
     async fn query_natively(&self, query: NativeQuery) -> Result<SendableRecordBatchStream, NativeError> {
@@ -179,11 +204,5 @@ impl History for ClickHouseHistory {
 
     fn register_metrics(&self, registry: &mut Registry) {
         self.metrics.register(registry);
-    }
-}
-
-impl ClickHouseHistory {
-    fn table(&self, name: &'static str, schema: arrow::datatypes::SchemaRef) -> Arc<dyn TableProvider> {
-        Arc::new(ClickHouseTable { name, schema, client: self.reader.clone() })
     }
 }

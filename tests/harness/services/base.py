@@ -134,6 +134,14 @@ class Service:
         with self._locked():
             return self._end(signal.SIGKILL)
 
+    def pause(self):
+        """The process does nothing until `resume`, and keeps what it has in memory."""
+        os.kill(self._state()["pid"], signal.SIGSTOP)
+
+    def resume(self):
+        """Ends a pause."""
+        os.kill(self._state()["pid"], signal.SIGCONT)
+
     def _start(self):
         ports = self._state().get("ports") or []
         # The threads of a process that has just died may hold its ports for a moment longer.

@@ -8,9 +8,7 @@ use anyhow::bail;
 use async_trait::async_trait;
 use catchment_eventlog::{ConsumerGroup, GroupError};
 use catchment_store::clickhouse::ClickHouseHistory;
-use catchment_store::history::{
-    ClaimError, Claims, DeltaHistory, History, HistoryConfig, NoHistory, Places, StoreError,
-};
+use catchment_store::history::{ClaimError, Claims, DeltaHistory, History, NoHistory, StoreError};
 use catchment_store::shard::Shard;
 use catchment_store::storage::Place;
 use catchment_types::{Offset, PartitionId};
@@ -48,7 +46,8 @@ pub(crate) async fn open(
     match engine_of(engines, Seam::History)? {
         Engine::Embedded(_) | Engine::S3(_) => {
             let places = places::of(engines, folder, log.identity)?;
-            let history = open_delta(&places, &config, shards).await?;
+            let open = async || DeltaHistory::open(&places, config.clone(), shards.to_vec()).await;
+            let history = when_there(open).await?;
             // In S3 it tells itself which log it is of: the data folder may be a new one.
             let has_history = matches!(places.history, Place::Folder(_))
                 && (0..).zip(shards.iter()).any(|(partition, _)| history.start_offset(partition) > 0);
@@ -59,10 +58,6 @@ pub(crate) async fn open(
         }
         Engine::Off => Ok(NoHistory::new(shards.len())),
         Engine::ClickHouse(target) => {
-            anyhow::ensure!(
-                *engine_of(engines, Seam::Archive)? == Engine::Off,
-                "--archive is of tables in files; ClickHouse moves old rows to other storage by its own policies: leave --archive away"
-            );
             let identity = match log.identity {
                 "embedded" => {
                     let mut has_history = false;
@@ -77,21 +72,23 @@ pub(crate) async fn open(
                 shared => shared.to_owned(),
             };
             let claims = Arc::new(GroupClaims(Arc::clone(log.group)));
-            Ok(ClickHouseHistory::open(target, config, Arc::clone(shards), &identity, claims).await?)
+            let archive = places::archive(engines)?;
+            let open = async || {
+                let (shards, claims) = (Arc::clone(shards), Arc::clone(&claims) as Arc<dyn Claims>);
+                ClickHouseHistory::open(target, config.clone(), shards, &identity, claims, archive.as_ref())
+                    .await
+            };
+            Ok(when_there(open).await?)
         }
         other => bail!("{other} is no history of this build"),
     }
 }
 
-/// Opens the tables; waits for a store that does not answer yet.
-async fn open_delta(
-    places: &Places,
-    config: &HistoryConfig,
-    shards: &Arc<[Arc<Shard>]>,
-) -> Result<Arc<DeltaHistory>, StoreError> {
+/// Opens history; waits for a store of files that does not answer yet.
+async fn when_there<T>(open: impl AsyncFn() -> Result<T, StoreError>) -> Result<T, StoreError> {
     let mut told: Option<Instant> = None;
     loop {
-        match DeltaHistory::open(places, config.clone(), shards.to_vec()).await {
+        match open().await {
             Err(error) if error.is_away() => {
                 if told.is_none_or(|last| last.elapsed() >= TELL_EVERY) {
                     told = Some(Instant::now());

@@ -17,17 +17,24 @@ pub(super) fn of(
     folder: &DataFolder,
     log_identity: &str,
 ) -> anyhow::Result<Places> {
-    let archive = match engine_of(engines, Seam::Archive)? {
-        Engine::Off => None,
-        engine => Some(place(engine)?),
-    };
-    let places =
-        Places { history: place(engine_of(engines, Seam::History)?)?, archive, log: log_identity.to_owned() };
+    let history = place(engine_of(engines, Seam::History)?)?;
+    let places = Places { history, archive: archive(engines)?, log: log_identity.to_owned() };
     // Every embedded log is called the same; to who can be met in S3 or in an archive, it is that of its data folder.
     let is_met = places.archive.is_some() || matches!(places.history, Place::S3(_));
     match is_met && log_identity == "embedded" {
         true => Ok(Places { log: format!("embedded of data folder {}", folder.instance()?), ..places }),
         false => Ok(places),
+    }
+}
+
+/// The archive's place, if there is one.
+///
+/// # Errors
+/// An engine that is no place for tables.
+pub(super) fn archive(engines: &[(Seam, Engine)]) -> anyhow::Result<Option<Place>> {
+    match engine_of(engines, Seam::Archive)? {
+        Engine::Off => Ok(None),
+        engine => place(engine).map(Some),
     }
 }
 

@@ -250,7 +250,8 @@ fn is_time(data_type: &DataType) -> bool {
     matches!(data_type, DataType::Timestamp(TimeUnit::Microsecond, _))
 }
 
-fn time(micros: i64) -> Option<String> {
+/// A time as a literal, if the engine knows it.
+pub(super) fn time(micros: i64) -> Option<String> {
     (MICROS_MIN..=MICROS_MAX)
         .contains(&micros)
         .then(|| format!("fromUnixTimestamp64Micro(toInt64({micros}), 'UTC')"))

@@ -256,9 +256,27 @@ impl ClickHouseHistory {
         shard.rows_written();
     }
 
+    /// Whether this process works on the log's first partition: what one process is to do, that one does.
+    pub(super) async fn has_first_partition(&self) -> bool {
+        match self.partitions.first() {
+            Some(partition) => partition.lock().await.is_ours,
+            None => false,
+        }
+    }
+
+    /// The offset of a partition below which everything is in ClickHouse, whoever works on it.
+    pub(super) async fn surely_in(&self, number: PartitionId) -> Result<Offset, StoreError> {
+        let partition = self.partitions[number as usize].lock().await;
+        match partition.is_ours {
+            true => Ok(partition.committed),
+            // Below the last claim nothing is on its way any more.
+            false => Ok(self.claims.claimed(number).await?.start),
+        }
+    }
+
     /// Works until `shutdown`, then flushes a last time.
     pub(super) async fn work(&self, shutdown: CancellationToken) {
-        self.flush_when_due(&shutdown).await;
+        tokio::join!(self.flush_when_due(&shutdown), self.archive_when_due(&shutdown));
         if let Err(error) = self.flush_once().await {
             tracing::error!(%error, "the last flush failed; the rows are in the log and come back at the next start");
         }

@@ -42,7 +42,7 @@ impl ClickHouseImport {
     /// The server does not answer, does not let us in, or its tables are of a newer Catchment.
     pub async fn open(target: &ClickHouseTarget, config: &HistoryConfig) -> Result<Self, StoreError> {
         let client = Client::new(target)?;
-        schema::prepare(&client, config).await?;
+        schema::prepare(&client, config, false).await?;
         Ok(Self { client })
     }
 

@@ -276,7 +276,7 @@ impl Running {
     }
 
     /// The one number that the answer is.
-    async fn number(&mut self) -> Result<u64, ClickHouseError> {
+    pub(super) async fn number(&mut self) -> Result<u64, ClickHouseError> {
         let mut number = None;
         while let Some(rows) = self.next().await? {
             let column = rows.columns().first().and_then(|column| column.as_primitive_opt::<UInt64Type>());

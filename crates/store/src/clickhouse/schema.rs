@@ -11,6 +11,7 @@ use catchment_types::Timestamp;
 use super::client::Client;
 use super::error::{ClickHouseError, Trouble};
 use crate::history::HistoryConfig;
+use crate::history::cold::COLD_TABLES;
 use crate::tables::{Period, TableId};
 
 /// The version that this build makes and knows.
@@ -86,11 +87,16 @@ const VERSION_1: [&str; 6] = [
 /// All versions, the first first.
 const MIGRATIONS: [&[&str]; VERSION as usize] = [&VERSION_1];
 
-/// Makes the database and its tables, or brings them up to date, and sets how long rows are kept.
+/// Makes the database and its tables, or brings them up to date, and sets how long rows are kept: those that are archived until
+/// they are.
 ///
 /// # Errors
 /// The tables are of a later version, or the user may not do what is needed.
-pub(super) async fn prepare(client: &Client, config: &HistoryConfig) -> Result<(), ClickHouseError> {
+pub(super) async fn prepare(
+    client: &Client,
+    config: &HistoryConfig,
+    has_archive: bool,
+) -> Result<(), ClickHouseError> {
     let found = match version(client).await {
         Err(ClickHouseError { trouble: Trouble::NoDatabase(name), .. }) => {
             tracing::info!(database = name, "making the database in ClickHouse");
@@ -104,7 +110,8 @@ pub(super) async fn prepare(client: &Client, config: &HistoryConfig) -> Result<(
         migrate(client, version, statements).await?;
     }
     for table in TableId::ALL {
-        keep(client, table, config.retention_days(table)).await?;
+        let is_archived = has_archive && COLD_TABLES.contains(&table);
+        keep(client, table, config.retention_days(table).filter(|_| !is_archived)).await?;
     }
     Ok(())
 }

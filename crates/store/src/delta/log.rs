@@ -63,22 +63,14 @@ impl DeltaLog {
         folder: &str,
         definition: &TableDefinition,
     ) -> Result<Self, DeltaError> {
-        let log_folder = format!("{folder}/{LOG_FOLDER}");
-        storage.make_folder(&log_folder)?;
-        let mut log = Self {
-            storage: Arc::clone(storage),
-            folder: folder.to_owned(),
-            log_folder,
-            version: None,
-            checkpoints: Vec::new(),
-            metadata: None,
-            files: HashMap::new(),
-            removed: HashMap::new(),
-            transactions: HashMap::new(),
-            unsettled: None,
-            lost_at: None,
-        };
-        log.load()?;
+        let mut log = Self::new(storage, folder);
+        storage.make_folder(&log.log_folder)?;
+        let found = log.list()?;
+        for path in &found.temporary {
+            // Left by a crash; never counted.
+            storage.delete(path)?;
+        }
+        log.load(&found)?;
         let schema_string = schema_string(definition);
         match &log.metadata {
             None => {
@@ -135,6 +127,52 @@ impl DeltaLog {
                 Err(DeltaError::Conflict { .. }) if attempts < TAKE_OVERS_MAX => {}
                 other => return other,
             }
+        }
+    }
+
+    /// For one who only reads a table that another process writes, and which need not be there yet.
+    ///
+    /// # Errors
+    /// When the storage refuses, or the log is damaged.
+    pub fn follow(storage: &Arc<dyn Storage>, folder: &str) -> Result<Self, DeltaError> {
+        let mut log = Self::new(storage, folder);
+        storage.make_folder(&log.log_folder)?;
+        log.refresh()?;
+        Ok(log)
+    }
+
+    /// Takes in what others have committed since. For one who only reads.
+    ///
+    /// # Errors
+    /// As for [`Self::follow`]. What was known stays.
+    pub fn refresh(&mut self) -> Result<(), DeltaError> {
+        let found = self.list()?;
+        let next = self.version.map_or(0, |version| version + 1);
+        // Commits that a checkpoint replaces go.
+        if found.checkpoints.last().is_some_and(|&checkpoint| checkpoint >= next)
+            && !found.commits.contains(&next)
+        {
+            let mut anew = Self::new(&self.storage, &self.folder);
+            anew.load(&found)?;
+            *self = anew;
+            return Ok(());
+        }
+        self.take_in(&found.commits)
+    }
+
+    fn new(storage: &Arc<dyn Storage>, folder: &str) -> Self {
+        Self {
+            storage: Arc::clone(storage),
+            folder: folder.to_owned(),
+            log_folder: format!("{folder}/{LOG_FOLDER}"),
+            version: None,
+            checkpoints: Vec::new(),
+            metadata: None,
+            files: HashMap::new(),
+            removed: HashMap::new(),
+            transactions: HashMap::new(),
+            unsettled: None,
+            lost_at: None,
         }
     }
 
@@ -295,40 +333,33 @@ impl DeltaLog {
 
     fn delete_replaced(&mut self) -> Result<(), DeltaError> {
         let Some(&keep_from) = self.checkpoints.iter().rev().nth(1) else { return Ok(()) };
-        for file in self.list()? {
-            match file {
-                LogFile::Commit(version, path) | LogFile::Checkpoint(version, path)
-                    if version < keep_from =>
-                {
-                    self.storage.delete(&path)?;
-                }
-                _ => {}
-            }
+        let found = self.list()?;
+        for &version in found.commits.iter().filter(|&&version| version < keep_from) {
+            self.storage.delete(&self.commit_path(version))?;
+        }
+        for &version in found.checkpoints.iter().filter(|&&version| version < keep_from) {
+            self.storage.delete(&format!("{}/{}", self.log_folder, checkpoint::file_name(version)))?;
         }
         self.checkpoints.retain(|&version| version >= keep_from);
         Ok(())
     }
 
-    fn load(&mut self) -> Result<(), DeltaError> {
-        let mut commits = Vec::new();
-        for file in self.list()? {
-            match file {
-                LogFile::Commit(version, _) => commits.push(version),
-                LogFile::Checkpoint(version, _) => self.checkpoints.push(version),
-                // Left by a crash; never counted.
-                LogFile::Temporary(path) => self.storage.delete(&path)?,
-            }
-        }
-        commits.sort_unstable();
-        self.checkpoints.sort_unstable();
+    /// Loads a log that nothing is known of yet.
+    fn load(&mut self, found: &LogFiles) -> Result<(), DeltaError> {
+        self.checkpoints.clone_from(&found.checkpoints);
         if let Some(&version) = self.checkpoints.last() {
             for action in checkpoint::read(&*self.storage, &self.log_folder, version)? {
                 self.apply(action)?;
             }
             self.version = Some(version);
         }
+        self.take_in(&found.commits)
+    }
+
+    /// Takes in those of these commits that come after what is known.
+    fn take_in(&mut self, commits: &[u64]) -> Result<(), DeltaError> {
         let first = self.version.map_or(0, |version| version + 1);
-        commits.retain(|&version| version >= first);
+        let commits: Vec<_> = commits.iter().copied().filter(|&version| version >= first).collect();
         let paths: Vec<_> = commits.iter().map(|&version| self.commit_path(version)).collect();
         let texts = self.storage.read_all(&paths)?;
         for ((next, version), bytes) in (first..).zip(commits).zip(texts) {
@@ -387,27 +418,29 @@ impl DeltaLog {
         format!("{}/{version:020}.json", self.log_folder)
     }
 
-    fn list(&self) -> Result<Vec<LogFile>, DeltaError> {
-        let mut files = Vec::new();
+    fn list(&self) -> Result<LogFiles, DeltaError> {
+        let mut found = LogFiles::default();
         for name in self.storage.list(&self.log_folder)? {
-            let path = format!("{}/{name}", self.log_folder);
             if name.starts_with('.') && name.ends_with(".tmp") {
-                files.push(LogFile::Temporary(path));
+                found.temporary.push(format!("{}/{name}", self.log_folder));
             } else if let Some(version) = name.strip_suffix(".checkpoint.parquet").and_then(parse_version) {
-                files.push(LogFile::Checkpoint(version, path));
+                found.checkpoints.push(version);
             } else if let Some(version) = name.strip_suffix(".json").and_then(parse_version) {
-                files.push(LogFile::Commit(version, path));
+                found.commits.push(version);
             }
         }
-        Ok(files)
+        found.commits.sort_unstable();
+        found.checkpoints.sort_unstable();
+        Ok(found)
     }
 }
 
-/// A file of the log, with its path in the storage.
-enum LogFile {
-    Commit(u64, String),
-    Checkpoint(u64, String),
-    Temporary(String),
+/// The files of a log: versions ascending, and paths in the storage.
+#[derive(Debug, Default)]
+struct LogFiles {
+    commits: Vec<u64>,
+    checkpoints: Vec<u64>,
+    temporary: Vec<String>,
 }
 
 fn parse_version(text: &str) -> Option<u64> {

@@ -23,6 +23,7 @@ use catchment_types::Timestamp;
 
 use super::data_file::DataFile;
 use super::error::StoreError;
+use super::merge::rewrite;
 use super::retain::{delete_orphans, is_over};
 use super::table::{Part, Replacement, Table, data_files};
 use super::view::View;
@@ -38,7 +39,7 @@ const ORIGIN: &str = "catchment.origin";
 const FILES_MAX: usize = 16;
 
 /// The tables that are archived.
-const TABLES: [TableId; 2] = [TableId::RawEvents, TableId::RawMetrics];
+pub(super) const TABLES: [TableId; 2] = [TableId::RawEvents, TableId::RawMetrics];
 
 /// The archive's tables.
 #[derive(Debug)]
@@ -106,7 +107,7 @@ impl DeltaHistory {
             };
             let (from, old) = (Arc::clone(hot), files.clone());
             let commit = move |archive: &Table, file| commit(&from, archive, old, file);
-            let new = self.rewrite(hot, archive, &files, commit).await?;
+            let new = rewrite(&self.maintenance, hot, archive, &files, commit).await?;
             self.finish_export(hot, Replacement { old: files, new }, now).await?;
         }
     }

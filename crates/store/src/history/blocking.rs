@@ -11,7 +11,7 @@ use super::error::StoreError;
 
 /// How much work steps back, when processors are short, before those whom somebody waits for.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Urgency {
+pub(crate) enum Urgency {
     /// Workers wait for it, or soon will: not at all.
     Now,
     /// Rows, or others of history, wait for it: a third of the share of others.
@@ -21,7 +21,7 @@ pub(super) enum Urgency {
 }
 
 /// Runs `work` on a thread of its own; gives its result. It goes on if the caller leaves.
-pub(super) async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     what: &'static str,
     urgency: Urgency,
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,

@@ -13,7 +13,7 @@ use crate::tables::TableId;
 
 /// Label of figures a table.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct TableLabel {
+pub(crate) struct TableLabel {
     table: &'static str,
 }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use catchment_types::Timestamp;
+use datafusion::execution::context::SessionContext;
 use datafusion::functions_aggregate::{min_max, sum};
 use datafusion::logical_expr::AggregateUDF;
 use datafusion::physical_expr::aggregate::AggregateExprBuilder;
@@ -47,7 +48,7 @@ impl DeltaHistory {
             else {
                 return Ok(());
             };
-            let merged = self.merge(table, &files).await?;
+            let merged = merge(&self.maintenance, table, &files).await?;
             self.merged(table, Replacement { old: files, new: merged });
         }
     }
@@ -76,48 +77,52 @@ impl DeltaHistory {
         );
         self.view.replaced(table.part, table.id, &old, vec![new]);
     }
+}
 
-    /// Writes and commits one file in place of `files`, which are of one period.
-    async fn merge(&self, table: &Arc<Table>, files: &[Arc<DataFile>]) -> Result<Arc<DataFile>, StoreError> {
-        let old = files.to_vec();
-        self.rewrite(table, table, files, move |table, merged| commit(table, old, merged)).await
+/// Writes and commits one file in place of `files`, which are of one period.
+pub(super) async fn merge(
+    context: &SessionContext,
+    table: &Arc<Table>,
+    files: &[Arc<DataFile>],
+) -> Result<Arc<DataFile>, StoreError> {
+    let old = files.to_vec();
+    rewrite(context, table, table, files, move |table, merged| commit(table, old, merged)).await
+}
+
+/// Writes the rows of files of `from`, which are of one period, in order into one file of `to`, and has it committed.
+pub(super) async fn rewrite(
+    context: &SessionContext,
+    from: &Table,
+    to: &Arc<Table>,
+    files: &[Arc<DataFile>],
+    commit: impl FnOnce(&Table, DataFile) -> Result<Arc<DataFile>, StoreError> + Send + 'static,
+) -> Result<Arc<DataFile>, StoreError> {
+    let context = context.task_ctx();
+    let (scan, order) = from.reader.scan_in_order(&context.runtime_env(), from.id, files, BATCH_ROWS)?;
+    let mut plan: Arc<dyn ExecutionPlan> = Arc::new(SortPreservingMergeExec::new(order, scan));
+    if from.id == TableId::MetricRollups {
+        plan = merge_states(plan)?;
     }
-
-    /// Writes the rows of files of `from`, which are of one period, in order into one file of `to`, and has it committed.
-    pub(super) async fn rewrite(
-        &self,
-        from: &Table,
-        to: &Arc<Table>,
-        files: &[Arc<DataFile>],
-        commit: impl FnOnce(&Table, DataFile) -> Result<Arc<DataFile>, StoreError> + Send + 'static,
-    ) -> Result<Arc<DataFile>, StoreError> {
-        let context = self.maintenance.task_ctx();
-        let (scan, order) = from.reader.scan_in_order(&context.runtime_env(), from.id, files, BATCH_ROWS)?;
-        let mut plan: Arc<dyn ExecutionPlan> = Arc::new(SortPreservingMergeExec::new(order, scan));
-        if from.id == TableId::MetricRollups {
-            plan = merge_states(plan)?;
+    let (writing, committing) = (Arc::clone(to), Arc::clone(to));
+    let period = files.first().map_or_else(String::new, |file| file.period.clone());
+    let write = move || {
+        // One of this thread alone: on the caller's, decoding would compete with those who wait for an answer.
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            // Requests to S3 that are to be tried again wait in here.
+            .enable_time()
+            .build()
+            .map_err(|error| StoreError::Interrupted { what: "merge", message: error.to_string() })?;
+        let _entered = runtime.enter();
+        let mut rows = plan.execute(0, context)?;
+        let mut writer = FileWriter::create(&writing, &period)?;
+        while let Some(batch) = runtime.block_on(rows.next()) {
+            writer.write(&with_schema(writing.id, &batch?)?)?;
         }
-        let (writing, committing) = (Arc::clone(to), Arc::clone(to));
-        let period = files.first().map_or_else(String::new, |file| file.period.clone());
-        let write = move || {
-            // One of this thread alone: on the caller's, decoding would compete with those who wait for an answer.
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                // Requests to S3 that are to be tried again wait in here.
-                .enable_time()
-                .build()
-                .map_err(|error| StoreError::Interrupted { what: "merge", message: error.to_string() })?;
-            let _entered = runtime.enter();
-            let mut rows = plan.execute(0, context)?;
-            let mut writer = FileWriter::create(&writing, &period)?;
-            while let Some(batch) = runtime.block_on(rows.next()) {
-                writer.write(&with_schema(writing.id, &batch?)?)?;
-            }
-            writer.finish()
-        };
-        let written = blocking("merge", Urgency::Later, write).await?;
-        // Flushes want the same lock.
-        blocking("commit of a merge", Urgency::Soon, move || commit(&committing, written)).await
-    }
+        writer.finish()
+    };
+    let written = blocking("merge", Urgency::Later, write).await?;
+    // Flushes want the same lock.
+    blocking("commit of a merge", Urgency::Soon, move || commit(&committing, written)).await
 }
 
 fn commit(table: &Table, old: Vec<Arc<DataFile>>, merged: DataFile) -> Result<Arc<DataFile>, StoreError> {
@@ -140,7 +145,7 @@ fn commit(table: &Table, old: Vec<Arc<DataFile>>, merged: DataFile) -> Result<Ar
 }
 
 /// Files of one period that are to be merged now, oldest first.
-fn due(files: &[Arc<DataFile>], files_min: usize, bytes_max: u64) -> Option<Vec<Arc<DataFile>>> {
+pub(super) fn due(files: &[Arc<DataFile>], files_min: usize, bytes_max: u64) -> Option<Vec<Arc<DataFile>>> {
     let mut periods = BTreeMap::<&str, Vec<&Arc<DataFile>>>::new();
     for file in files.iter().filter(|file| file.bytes < bytes_max) {
         periods.entry(&file.period).or_default().push(file);

@@ -14,7 +14,7 @@ const NAME: &str = "log.engine";
 ///
 /// # Errors
 /// [`StoreError::OtherLog`]; [`StoreError::NotConditional`] when the place does not do what commits rely on.
-pub(super) fn belongs_to(storage: &dyn Storage, log: &str) -> Result<(), StoreError> {
+pub(crate) fn belongs_to(storage: &dyn Storage, log: &str) -> Result<(), StoreError> {
     let bytes = Bytes::from(format!("{log}\n"));
     let found = storage.read(NAME)?;
     let is_known = found.is_some();

@@ -51,6 +51,11 @@ impl Period {
         (name, start..end)
     }
 
+    /// The times (microseconds, end excluded) of a period; none when it is not a name of a period.
+    pub(crate) fn times(self, name: &str) -> Option<Range<i64>> {
+        Some(self.of(self.end(name)?.saturating_sub(1)).1)
+    }
+
     /// When a period of this name ends, microseconds; none when it is not a name of a period.
     pub(crate) fn end(self, name: &str) -> Option<i64> {
         let date: Date = match self {

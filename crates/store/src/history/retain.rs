@@ -44,21 +44,23 @@ impl DeltaHistory {
     pub(super) async fn tidy(&self, table: &Arc<Table>, now: Timestamp) -> Result<(), StoreError> {
         let table = Arc::clone(table);
         let before = self.config.vacuum_before(now);
-        blocking("clean-up", Urgency::Soon, move || {
-            let mut log = table.log.lock();
-            // What another process has now is its to tidy.
-            log.settle()?;
-            delete_removed(&table, &mut log, before);
-            if log.commits_since_checkpoint() >= CHECKPOINT_COMMITS {
-                log.checkpoint()?;
-            }
-            Ok(())
-        })
-        .await
+        blocking("clean-up", Urgency::Soon, move || table.tidy(before)).await
     }
 }
 
 impl Table {
+    /// Writes a checkpoint when one is due, and deletes files that were taken out before a time. Blocks.
+    pub(super) fn tidy(&self, before: Timestamp) -> Result<(), StoreError> {
+        let mut log = self.log.lock();
+        // What another process has now is its to tidy.
+        log.settle()?;
+        delete_removed(self, &mut log, before);
+        if log.commits_since_checkpoint() >= CHECKPOINT_COMMITS {
+            log.checkpoint()?;
+        }
+        Ok(())
+    }
+
     /// Commits that these files do not count any more. What is out already stays so. Blocks.
     pub(super) fn take_out(
         &self,

@@ -84,6 +84,11 @@ impl FileWriter {
         self.writer.write(rows).map_err(|source| StoreError::Write { path: self.shown.clone(), source })
     }
 
+    /// What is written of it so far, bytes; little more than the finished file has.
+    pub(super) fn bytes(&self) -> u64 {
+        (self.writer.bytes_written() + self.writer.in_progress_size()) as u64
+    }
+
     /// Completes the file and makes it durable. It does not count before a commit names it.
     pub(super) fn finish(self) -> Result<DataFile, StoreError> {
         let written = self.writer.into_inner();
