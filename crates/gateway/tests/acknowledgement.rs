@@ -163,6 +163,28 @@ async fn qos2_is_taken_once() {
 }
 
 #[tokio::test]
+async fn an_identifier_that_was_refused_is_anothers_before_the_refusal_is_told() {
+    let server = Server::start().await;
+    server.log.set(Mode::Hold);
+    let mut client = server.client(true, "c").await;
+    // Holds up the answers that come after it.
+    client.send(&publish(true, TOPIC, 1, 1, b"first")).await;
+    client.send(&publish(true, "$SYS/x", 2, 5, b"refused")).await;
+    client.send(&publish(true, TOPIC, 2, 5, b"taken")).await;
+    until("both", || server.log.held() >= 2).await;
+    server.log.settle(None);
+    client.expect(&[0x40, 2, 0, 1]).await;
+    client.expect(&[0x50, 3, 0, 5, 0x87]).await;
+    client.expect(&[0x50, 2, 0, 5]).await;
+    // The refusal is of the first, so the second is known still.
+    client.send(&publish(true, TOPIC, 2, 5, b"taken")).await;
+    client.expect(&[0x50, 2, 0, 5]).await;
+    client.send(&[0x62, 2, 0, 5]).await;
+    client.expect(&[0x70, 2, 0, 5]).await;
+    assert_eq!(server.log.payloads(), ["first", "taken"]);
+}
+
+#[tokio::test]
 async fn a_take_over_waits_for_what_is_on_its_way() {
     let server = Server::start().await;
     let connect = connect(false, "c", false);

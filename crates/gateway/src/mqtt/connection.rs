@@ -463,9 +463,8 @@ impl<S> Connection<S> {
         let polled = intake.acks.poll(cx, |released| match released {
             Released::Ack(owed, None) => {
                 acknowledged += u64::from(owed.append.is_some() && !broken);
-                if owed.kind == AckKind::Rec && owed.reason != Reason::Success {
-                    session.forget_received(owed.packet_id);
-                } else if owed.kind == AckKind::Rec && owed.append.is_some() {
+                // The identifier of one that was refused has been free since, and may be another's already.
+                if owed.kind == AckKind::Rec && owed.append.is_some() {
                     session.proven(owed.packet_id);
                 }
                 if !broken {
