@@ -71,7 +71,7 @@ pub struct Shard {
     /// What the tables' buffers hold, published after each change so that no reader needs the lock.
     buffered_bytes: AtomicUsize,
     /// Memory of rows that were taken and are not in files yet, in bytes.
-    taken_bytes: AtomicUsize,
+    taken_bytes: [AtomicUsize; TableId::COUNT],
     room: Notify,
 }
 
@@ -182,7 +182,7 @@ impl Shard {
             partition,
             state: Mutex::new(state),
             buffered_bytes: AtomicUsize::new(0),
-            taken_bytes: AtomicUsize::new(0),
+            taken_bytes: Default::default(),
             room: Notify::new(),
         })
     }
@@ -263,7 +263,9 @@ impl Shard {
         let mut state = self.state.lock();
         let State { devices, rows, .. } = &mut *state;
         devices.drain_rollups(rows);
-        self.taken_bytes.fetch_add(rows.bytes(), Ordering::Relaxed);
+        for (taken, bytes) in self.taken_bytes.iter().zip(rows.bytes_of_tables()) {
+            taken.fetch_add(bytes, Ordering::Relaxed);
+        }
         let taken = TakenRows { tables: rows.take(), next_offset: state.next_offset };
         self.publish_bytes(&state);
         taken
@@ -282,10 +284,15 @@ impl Shard {
         self.publish_bytes(&state);
     }
 
-    /// Tells that the rows that were taken are in files, and their memory is free.
-    pub fn rows_written(&self) {
-        self.taken_bytes.store(0, Ordering::Relaxed);
+    /// Tells that the rows of a table that were taken are where they are kept, and their memory is free.
+    pub fn rows_written(&self, table: TableId) {
+        self.taken_bytes[table.index()].store(0, Ordering::Relaxed);
         self.room.notify_waiters();
+    }
+
+    /// The same for all tables.
+    pub fn all_rows_written(&self) {
+        TableId::ALL.into_iter().for_each(|table| self.rows_written(table));
     }
 
     /// A copy of a table's rows for a query, open rollup states included.
@@ -317,7 +324,8 @@ impl Shard {
     /// Memory of all rows that are not in files yet, taken or not, in bytes.
     #[must_use]
     pub fn held_bytes(&self) -> usize {
-        self.buffered_bytes() + self.taken_bytes.load(Ordering::Relaxed)
+        let taken: usize = self.taken_bytes.iter().map(|bytes| bytes.load(Ordering::Relaxed)).sum();
+        self.buffered_bytes() + taken
     }
 
     /// Notified (all who wait) whenever [`Shard::rows_written`] has freed memory.

@@ -371,12 +371,12 @@ async fn workers_wait_for_room() {
     assert_eq!(setup.metrics.lag_events.get_or_create(&label).get(), 2);
     // Room for one block, which fills the budget again.
     drop(setup.shards[1].take_rows());
-    setup.shards[1].rows_written();
+    setup.shards[1].all_rows_written();
     until(&distributor, &[1, 1]).await;
     tokio::time::sleep(Duration::from_millis(120)).await;
     assert_eq!(*distributor.processed().borrow(), some(&[1, 1]));
     drop(setup.shards[0].take_rows());
-    setup.shards[0].rows_written();
+    setup.shards[0].all_rows_written();
     until(&distributor, &[2, 1]).await;
     assert!(setup.metrics.wait_seconds.get() > 0.1);
     distributor.shutdown().await;
@@ -509,7 +509,7 @@ async fn what_is_repeated_does_not_wait_for_room() {
     let distributor = setup.try_start_there(config).unwrap();
     until(&distributor, &[2]).await;
     drop(setup.shards[0].take_rows());
-    setup.shards[0].rows_written();
+    setup.shards[0].all_rows_written();
     setup.history.committed.send_replace(vec![2]);
     until(&distributor, &[3]).await;
 }

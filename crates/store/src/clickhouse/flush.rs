@@ -175,7 +175,7 @@ impl ClickHouseHistory {
             self.commit(number, partition, range.end);
         }
         partition.taken = None;
-        shard.rows_written();
+        shard.all_rows_written();
         Ok(report)
     }
 
@@ -253,7 +253,7 @@ impl ClickHouseHistory {
         *partition = Partition::default();
         let shard = &self.shards[number as usize];
         shard.clear();
-        shard.rows_written();
+        shard.all_rows_written();
     }
 
     /// Whether this process works on the log's first partition: what one process is to do, that one does.

@@ -139,13 +139,14 @@ impl DeltaHistory {
                 Ok(())
             })
             .await?;
+            // Workers that wait for room go on, while other tables are still being written.
+            self.view.freed(table);
             self.hook.at(Step::Swapped(table))?;
         }
         if let Some(error) = failed {
             return Err(error);
         }
         state.round = None;
-        self.view.all_flushed();
         self.committed.send_replace(state.committed_by_all());
         Ok(())
     }

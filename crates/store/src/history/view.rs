@@ -110,9 +110,9 @@ impl View {
         std::mem::take(&mut state.flushing[table.index()])
     }
 
-    /// All that was taken by [`Self::rotate`] is in files.
-    pub(super) fn all_flushed(&self) {
-        self.shards.iter().for_each(|shard| shard.rows_written());
+    /// What was taken of a table by [`Self::rotate`] is in files, and its memory free.
+    pub(super) fn freed(&self, table: TableId) {
+        self.shards.iter().for_each(|shard| shard.rows_written(table));
     }
 
     /// Files took the place of others, or of nothing.

@@ -22,7 +22,8 @@ pub(super) struct Rows {
     raw_metrics: Table<RawMetrics>,
     rollups: Table<Rollups>,
     rejects: Table<Rejects>,
-    bytes: usize,
+    /// Memory of each table's rows. A block of the log that rows of several refer to is counted with the first.
+    bytes: [usize; TableId::COUNT],
     /// Whether the current block's memory is in `bytes`.
     block_counted: bool,
 }
@@ -112,13 +113,18 @@ impl Rows {
             raw_metrics: Table::NEW,
             rollups: Table::NEW,
             rejects: Table::NEW,
-            bytes: 0,
+            bytes: [0; TableId::COUNT],
             block_counted: false,
         }
     }
 
     /// Memory of all rows, blocks of the log that they refer to included, in bytes.
     pub(super) fn bytes(&self) -> usize {
+        self.bytes.iter().sum()
+    }
+
+    /// The same for each table.
+    pub(super) fn bytes_of_tables(&self) -> [usize; TableId::COUNT] {
         self.bytes
     }
 
@@ -131,7 +137,7 @@ impl Rows {
     }
 
     pub(super) fn take(&mut self) -> [Vec<RecordBatch>; TableId::COUNT] {
-        self.bytes = 0;
+        self.bytes = [0; TableId::COUNT];
         self.block_counted = false;
         TableId::ALL.map(|table| match table {
             TableId::RawEvents => self.raw_events.take(),
@@ -151,12 +157,13 @@ impl Rows {
     }
 
     /// Counts a row, and what its texts take up: with a shared block the whole block, once.
-    fn count(&mut self, block: &Block<'_>, row_bytes: usize, from_block: usize, copied: usize) {
-        self.bytes += row_bytes + copied;
+    fn count<B: Batch>(&mut self, block: &Block<'_>, from_block: usize, copied: usize) {
+        let of_table = &mut self.bytes[B::TABLE.index()];
+        *of_table += B::ROW_BYTES + copied;
         match block.shared_bytes() {
-            None => self.bytes += from_block,
+            None => *of_table += from_block,
             Some(bytes) if !self.block_counted => {
-                self.bytes += bytes;
+                *of_table += bytes;
                 self.block_counted = true;
             }
             Some(_) => {}
@@ -181,7 +188,7 @@ impl Rows {
         row.payload.append_from(block, event.payload);
         row.log_partition.append_value(partition);
         row.log_offset.append_value(offset.cast_signed());
-        self.count(block, RawEvents::ROW_BYTES, event_bytes(event), 0);
+        self.count::<RawEvents>(block, event_bytes(event), 0);
     }
 
     pub(super) fn push_reading(
@@ -206,11 +213,11 @@ impl Rows {
         row.log_partition.append_value(partition);
         row.log_offset.append_value(offset.cast_signed());
         let copied = long(reading.metric) + text.map_or(0, long);
-        self.count(block, RawMetrics::ROW_BYTES, long(event.device_id) + long(event.tags), copied);
+        self.count::<RawMetrics>(block, long(event.device_id) + long(event.tags), copied);
     }
 
     pub(super) fn push_rollup(&mut self, device_id: &str, metric: &str, rollup: &Rollup) {
-        self.bytes += Rollups::ROW_BYTES + long(device_id) + long(metric);
+        self.bytes[Rollups::TABLE.index()] += Rollups::ROW_BYTES + long(device_id) + long(metric);
         self.rollups.open().push(device_id, metric, rollup);
     }
 
@@ -233,7 +240,7 @@ impl Rows {
         row.payload.append_from(block, event.payload);
         row.log_partition.append_value(partition);
         row.log_offset.append_value(offset.cast_signed());
-        self.count(block, Rejects::ROW_BYTES, event_bytes(event), long(detail) + long(reason.as_str()));
+        self.count::<Rejects>(block, event_bytes(event), long(detail) + long(reason.as_str()));
     }
 }
 
