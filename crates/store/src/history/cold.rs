@@ -19,6 +19,8 @@
 //! to commit. Every process reads ([`ColdReader`]), and asks the archive's log what is new.
 
 mod reader;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::ops::Range;

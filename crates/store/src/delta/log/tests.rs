@@ -317,3 +317,34 @@ fn table_ids_are_uuids() {
     assert!("89ab".contains(&id[19..20]));
     assert_ne!(id, random_uuid());
 }
+
+#[test]
+fn a_reader_follows_what_another_commits() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut reader = DeltaLog::follow(&storage(folder.path()), TABLE).unwrap();
+    assert_eq!(paths(&reader), BTreeSet::new());
+    let mut writer = open(folder.path());
+    // A commit that is under way is nobody's to delete.
+    let temporary = log_folder(folder.path()).join(".1.tmp");
+    fs::write(&temporary, "half").unwrap();
+    for number in 0..3 {
+        writer.commit("WRITE", vec![Action::Add(add(&format!("{number}.parquet")))]).unwrap();
+    }
+    reader.refresh().unwrap();
+    assert_eq!((paths(&reader), reader.version()), (paths(&writer), writer.version()));
+    assert!(temporary.exists());
+    // It slept while checkpoints replaced what it has not seen.
+    for number in 3..9 {
+        let removed = add("0.parquet").remove(7, true);
+        let added = Action::Add(add(&format!("{number}.parquet")));
+        writer.commit("WRITE", vec![added, Action::Remove(removed)]).unwrap();
+        writer.checkpoint().unwrap();
+    }
+    assert!(!log_folder(folder.path()).join(format!("{:020}.json", reader.version() + 1)).exists());
+    reader.refresh().unwrap();
+    assert_eq!((paths(&reader), reader.version()), (paths(&writer), writer.version()));
+    assert!(!paths(&reader).contains("0.parquet"));
+    // It never writes, so nothing of it is in the way.
+    writer.commit("WRITE", vec![Action::Add(add("last.parquet"))]).unwrap();
+    assert!(!writer.is_lost());
+}

@@ -150,6 +150,11 @@ impl ColdReader {
         Ok(known())
     }
 
+    #[cfg(test)]
+    pub(super) fn known_files(&self) -> usize {
+        self.known.read().files.len()
+    }
+
     /// A plan that gives the rows of the archive for which the predicate holds; none when it has none.
     ///
     /// # Errors
