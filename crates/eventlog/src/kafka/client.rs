@@ -135,9 +135,9 @@ pub(super) fn settings(target: &KafkaTarget) -> Result<ClientConfig, OpenError> 
         .set("reconnect.backoff.max.ms", "1000")
         // Who leads a partition that was just made, or has moved, is asked again soon.
         .set("topic.metadata.refresh.interval.ms", "10000")
-        // The library's default is to begin anew with the brokers that are named here when all were away. One in twenty times, under
-        // load, its producer (2.12.1) then never spoke to them again; without, it reconnects to those that it knows.
-        .set("metadata.recovery.strategy", "none")
+        // A request that an outage swallowed holds up others of its kind for so long: with the library's minute, a producer was seen to be
+        // silent for all of it after its brokers were back.
+        .set("socket.timeout.ms", "10000")
         .set_log_level(RDKafkaLogLevel::Info);
     if security.is_sasl() {
         let password = match &config.password_file {
