@@ -22,7 +22,8 @@ pub(super) struct Rows {
     raw_metrics: Table<RawMetrics>,
     rollups: Table<Rollups>,
     rejects: Table<Rejects>,
-    /// Memory of each table's rows. A block of the log that rows of several refer to is counted with the first.
+    /// Memory of each table's rows. A block of the log is counted with the events, whose payloads it has; what else refers to it
+    /// holds it little longer.
     bytes: [usize; TableId::COUNT],
     /// Whether the current block's memory is in `bytes`.
     block_counted: bool,
@@ -158,12 +159,11 @@ impl Rows {
 
     /// Counts a row, and what its texts take up: with a shared block the whole block, once.
     fn count<B: Batch>(&mut self, block: &Block<'_>, from_block: usize, copied: usize) {
-        let of_table = &mut self.bytes[B::TABLE.index()];
-        *of_table += B::ROW_BYTES + copied;
+        self.bytes[B::TABLE.index()] += B::ROW_BYTES + copied;
         match block.shared_bytes() {
-            None => *of_table += from_block,
+            None => self.bytes[B::TABLE.index()] += from_block,
             Some(bytes) if !self.block_counted => {
-                *of_table += bytes;
+                self.bytes[TableId::RawEvents.index()] += bytes;
                 self.block_counted = true;
             }
             Some(_) => {}

@@ -410,7 +410,8 @@ fn memory_is_counted_and_given_back() {
     assert!(shard.held_bytes() >= held, "{}", shard.held_bytes());
     // Each table's on its own: most is in the events, whose payloads are in blocks of the log.
     shard.rows_written(TableId::RawEvents);
-    assert!((1_000..held / 5).contains(&shard.held_bytes()), "{}", shard.held_bytes());
+    let readings = shard.held_bytes();
+    assert!((1_000..held * 2 / 3).contains(&readings), "{readings} of {held}");
     shard.all_rows_written();
     assert_eq!(shard.held_bytes(), 0);
 }
