@@ -29,6 +29,9 @@ use crate::client::Client;
 const PROBED_FULL_MAX: Duration = Duration::from_secs(20);
 const WARM_UP: Duration = Duration::from_secs(2);
 const VISIBLE_MAX: Duration = Duration::from_secs(300);
+/// Before half load: so long at most, until so little is used in a second, in CPU seconds.
+const REST_S_MAX: u32 = 60;
+const REST_CPU: f64 = 0.15;
 
 /// Runs a benchmark and prints its figures.
 ///
@@ -124,6 +127,7 @@ async fn measure(args: &IngestArgs, target: &Target) -> anyhow::Result<Report> {
     if !args.no_half {
         // Half load is a state of its own, not the end of the full load before it.
         wait_visible(&target.client, before.events + acknowledged).await?;
+        wait_for_rest(target).await?;
         acknowledged += phase(&mut fleet, target, &mut report, "half", duration, Some(rate / 2.0)).await?;
     }
 
@@ -202,6 +206,22 @@ async fn wait_visible(client: &Client, events: u64) -> anyhow::Result<Duration> 
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+}
+
+/// Waits until the platform has little to do, a few seconds or a minute at most: merges of what full load has left are done then.
+async fn wait_for_rest(target: &Target) -> anyhow::Result<()> {
+    let mut quiet = 0;
+    let mut used = target.cpu_seconds()?;
+    for _ in 0..REST_S_MAX {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let now = target.cpu_seconds()?;
+        quiet = if now - used < REST_CPU { quiet + 1 } else { 0 };
+        used = now;
+        if quiet == 3 {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// Whether events are in the log that are not decoded yet.

@@ -214,10 +214,19 @@ impl ClickHouseHistory {
             return to.take_back(&rows.day).await;
         }
         let under_way = format!(
-            "SELECT count() FROM system.mutations WHERE database = currentDatabase() AND table = '{name}' AND NOT is_done"
+            "SELECT latest_fail_reason FROM system.mutations \
+             WHERE database = currentDatabase() AND table = '{name}' AND NOT is_done LIMIT 1"
         );
-        if self.number(&under_way).await? == 0 {
-            self.writer.execute(&format!("ALTER TABLE {name} DELETE WHERE {copied}")).await?;
+        match self.writer.text(&under_way).await?.lines().next() {
+            None => self.writer.execute(&format!("ALTER TABLE {name} DELETE WHERE {copied}")).await?,
+            Some("") => {}
+            Some(reason) => {
+                tracing::warn!(
+                    table = name,
+                    reason,
+                    "ClickHouse does not get on with deleting what is archived"
+                );
+            }
         }
         Ok(())
     }
