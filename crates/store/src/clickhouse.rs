@@ -111,11 +111,12 @@ impl ClickHouseHistory {
     ) -> Result<Arc<Self>, StoreError> {
         let writer = Client::new(target)?;
         let reader = Client::new(target)?;
-        schema::prepare(&writer, &config, archive.is_some()).await?;
         let archive = match archive {
             Some(place) => Some(Archive::open(place, log, config.retention_days(TableId::RawEvents)).await?),
             None => None,
         };
+        // After that: with an archive that is refused, rows must not be kept for it.
+        schema::prepare(&writer, &config, archive.is_some()).await?;
         let metrics = Metrics::default();
         metrics.up(true);
         Ok(Arc::new(Self {

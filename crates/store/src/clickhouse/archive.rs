@@ -21,9 +21,10 @@ use crate::history::{StoreError, Urgency, blocking, owner};
 use crate::storage::{Place, Storage};
 use crate::tables::TableId;
 
-/// Of the queries that copy: small blocks, in the order of the table.
-const SETTINGS: [(&str, &str); 4] = [
+/// Of the queries that copy: small blocks, in the order of the table, for as long as a large day takes.
+const SETTINGS: [(&str, &str); 5] = [
     ("readonly", "2"),
+    ("max_execution_time", "0"),
     ("max_block_size", "8192"),
     ("optimize_read_in_order", "1"),
     ("max_bytes_before_external_sort", "1073741824"),
@@ -169,7 +170,7 @@ impl ClickHouseHistory {
             let rows = async {
                 let settings: Vec<_> =
                     SETTINGS.iter().map(|&(name, value)| (name, value.to_owned())).collect();
-                let mut running = Running::start(&client, query, &settings).await?;
+                let mut running = Running::start_foreign(&client, query, &settings).await?;
                 while let Some(rows) = running.next().await? {
                     let rows = shaped(&rows, &schema).map_err(|trouble| client.error(trouble))?;
                     if send.send(Ok(Some(rows))).await.is_err() {

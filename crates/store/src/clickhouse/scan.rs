@@ -255,7 +255,7 @@ impl Running {
         started.map_err(|error| client.error(error.trouble.about_our_tables()))
     }
 
-    /// Starts a query that somebody else has written.
+    /// Starts a query with these settings alone: one that somebody else has written, or that may take long.
     pub(super) async fn start_foreign(
         client: &Client,
         query: String,
