@@ -130,6 +130,8 @@ pub struct Distributor {
     give_up: CancellationToken,
     processed: watch::Receiver<Processed>,
     trouble: Arc<Mutex<BTreeMap<PartitionId, String>>>,
+    goals: Arc<Mutex<BTreeMap<PartitionId, Offset>>>,
+    group: Arc<dyn ConsumerGroup>,
     config: DistributeConfig,
 }
 
@@ -151,17 +153,19 @@ impl Distributor {
         }
         let (processed_sender, processed) = watch::channel(vec![None; partitions as usize]);
         let (drain, draining) = watch::channel(false);
-        let (trouble, give_up) = (Arc::default(), CancellationToken::new());
+        let (trouble, goals, give_up) = (Arc::default(), Arc::default(), CancellationToken::new());
+        let group = Arc::clone(&parts.group);
         let shared = Shared {
             parts,
             config,
             processed: processed_sender,
             trouble: Arc::clone(&trouble),
+            goals: Arc::clone(&goals),
             draining,
             giving_up: give_up.clone(),
         };
         let supervisor = tokio::spawn(supervisor::run(Arc::new(shared)));
-        Ok(Self { supervisor, drain, give_up, processed, trouble, config })
+        Ok(Self { supervisor, drain, give_up, processed, trouble, goals, group, config })
     }
 
     /// How far each partition is in its shard: decoded, in the latest values, in the rows that queries see.
@@ -175,6 +179,34 @@ impl Distributor {
     pub fn trouble(&self) -> Arc<dyn Fn() -> Vec<String> + Send + Sync> {
         let trouble = Arc::clone(&self.trouble);
         Arc::new(move || trouble.lock().values().cloned().collect())
+    }
+
+    /// What this process is to work on and its shards do not have yet: partitions that are being taken over, and events
+    /// that were in their log by then.
+    #[must_use]
+    pub fn awaited(&self) -> Arc<dyn Fn() -> Vec<String> + Send + Sync> {
+        let (group, processed) = (Arc::clone(&self.group), self.processed.clone());
+        let (goals, trouble) = (Arc::clone(&self.goals), Arc::clone(&self.trouble));
+        Arc::new(move || {
+            if !group.has_joined() {
+                return vec![
+                    "the consumer group has not told which partitions are this process's".to_owned(),
+                ];
+            }
+            let assigned = Arc::clone(&group.assigned().borrow());
+            let processed = processed.borrow().clone();
+            let (goals, trouble) = (goals.lock(), trouble.lock());
+            let tell = |id: &PartitionId| match processed.get(*id as usize)? {
+                None if trouble.contains_key(id) => None,
+                None => Some(format!("partition {id} is being taken over")),
+                Some(next) => {
+                    let left = goals.get(id)?.saturating_sub(*next);
+                    (left > 0)
+                        .then(|| format!("partition {id}: {left} events of the log are to be read again"))
+                }
+            };
+            assigned.iter().filter_map(tell).collect()
+        })
     }
 
     /// Stops: reads what is in the log already, or leaves all partitions to others; at most for

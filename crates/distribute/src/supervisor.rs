@@ -22,6 +22,8 @@ pub(crate) struct Shared {
     pub(crate) processed: watch::Sender<Processed>,
     /// What keeps a partition from being worked on.
     pub(crate) trouble: Arc<Mutex<BTreeMap<PartitionId, String>>>,
+    /// Where the log of each partition ended when it was taken over: what was in it is to be answered from again.
+    pub(crate) goals: Arc<Mutex<BTreeMap<PartitionId, Offset>>>,
     /// Whether to end once the log is read to its end.
     pub(crate) draining: watch::Receiver<bool>,
     /// Cancelled when all partitions are to be left to others.
@@ -145,6 +147,7 @@ async fn take_over(shared: &Arc<Shared>, partition: PartitionId) -> Option<Worke
                     follower.taken_over(partition).await;
                 }
                 shared.trouble.lock().remove(&partition);
+                shared.goals.lock().insert(partition, shared.parts.log.range(partition).end);
                 shared.show(partition, Some(start.offset));
                 return Some(Worker::new(Arc::clone(shared), partition, start));
             }

@@ -26,6 +26,9 @@ pub trait ConsumerGroup: Send + Sync + fmt::Debug + 'static {
     /// then says so by [`ConsumerGroup::left`]; another member has it only after that, or when we take too long.
     fn assigned(&self) -> watch::Receiver<Assigned>;
 
+    /// Whether [`ConsumerGroup::assigned`] says what the group has said. Before it has taken us in, nothing is assigned.
+    fn has_joined(&self) -> bool;
+
     /// Nothing is done for the partition any more. Whoever is about to [`ConsumerGroup::close`] says so before it is taken.
     fn left(&self, partition: PartitionId);
 
@@ -85,6 +88,10 @@ impl SoleMember {
 impl ConsumerGroup for SoleMember {
     fn assigned(&self) -> watch::Receiver<Assigned> {
         self.assigned.subscribe()
+    }
+
+    fn has_joined(&self) -> bool {
+        true
     }
 
     fn left(&self, _: PartitionId) {}

@@ -145,6 +145,10 @@ impl ConsumerGroup for Joined {
         self.group.assigned()
     }
 
+    fn has_joined(&self) -> bool {
+        self.group.has_joined()
+    }
+
     fn left(&self, partition: u32) {
         self.group.left(partition);
     }
@@ -238,8 +242,26 @@ async fn members_share_and_hand_over() {
     // One that is dropped neither.
     drop(second);
     let third = Joined::new(&topic).await;
+    assert!(!third.has_joined());
     until("the third has all", || third.assigned().len() == 3).await;
+    assert!(third.has_joined());
     assert_eq!(third.group.claimed(ours).await, Ok(9..10));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_comes_when_all_is_dealt_out_has_joined_too() {
+    let Some(address) = kafka("who_comes_when_all_is_dealt_out_has_joined_too") else { return };
+    let topic = Topic::new(&address);
+    let mut members = Vec::new();
+    for _ in 0..4 {
+        let member = Joined::new(&topic).await;
+        let leaving = member.leave_after(Duration::ZERO);
+        until("it is a member", || member.has_joined()).await;
+        members.push((member, leaving));
+    }
+    let had = || members.iter().map(|(member, _)| member.assigned().len()).collect::<Vec<_>>();
+    until("one has nothing", || had().iter().filter(|&&had| had == 0).count() == 1).await;
+    until("the others have one each", || had().iter().sum::<usize>() == 3).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -24,6 +24,9 @@ use crate::engines::{Engine, Seam};
 /// A partition that is further behind than this after a start is not ready to answer.
 const LAG_EVENTS_MAX: u64 = 100_000;
 
+/// Tells what stands in the way of answers.
+type Reasons = Arc<dyn Fn() -> Vec<String> + Send + Sync>;
+
 /// The running parts.
 pub(super) struct RunningPlatform {
     listeners: Vec<Listener>,
@@ -34,7 +37,8 @@ pub(super) struct RunningPlatform {
     committed: watch::Receiver<Vec<Offset>>,
     /// None when this process works on no partition.
     processed: Option<watch::Receiver<Processed>>,
-    trouble: Option<Arc<dyn Fn() -> Vec<String> + Send + Sync>>,
+    trouble: Option<Reasons>,
+    awaited: Option<Reasons>,
     gateway: GatewayFigures,
     snapshot: Option<Trouble>,
 }
@@ -59,6 +63,11 @@ impl RunningPlatform {
             part: seam.name().to_owned(),
             url: engine.to_string(),
         };
+        // Otherwise other processes have answers meanwhile.
+        let answers_alone = engines.contains(&(Seam::Snapshot, Engine::Memory))
+            || engines
+                .iter()
+                .any(|(seam, engine)| *seam == Seam::History && !matches!(engine, Engine::ClickHouse(_)));
         Self {
             listeners: addresses.0.iter().map(listener).collect(),
             engines: engines.iter().filter(|(_, engine)| *engine != Engine::Off).map(engine).collect(),
@@ -68,6 +77,7 @@ impl RunningPlatform {
             committed: history.subscribe_committed(),
             processed: distributor.map(Distributor::processed),
             trouble: distributor.map(Distributor::trouble),
+            awaited: distributor.filter(|_| answers_alone).map(Distributor::awaited),
             gateway: GatewayFigures::new(gateway),
             snapshot: None,
         }
@@ -142,7 +152,7 @@ impl Platform for RunningPlatform {
         reasons.extend(
             self.registry.trouble().map(|trouble| format!("the registry does not answer: {trouble}")),
         );
-        reasons.extend(self.trouble.iter().flat_map(|trouble| trouble()));
+        reasons.extend(self.trouble.iter().chain(&self.awaited).flat_map(|reasons| reasons()));
         reasons.extend(self.failing());
         reasons.extend(self.snapshot.as_ref().and_then(Trouble::tell));
         reasons

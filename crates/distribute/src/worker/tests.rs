@@ -148,6 +148,10 @@ impl ConsumerGroup for Dealer {
         self.assigned.subscribe()
     }
 
+    fn has_joined(&self) -> bool {
+        !self.assigned.borrow().is_empty()
+    }
+
     fn left(&self, partition: PartitionId) {
         self.left.lock().push(partition);
     }
@@ -374,10 +378,13 @@ async fn workers_wait_for_room() {
     setup.shards[1].all_rows_written();
     until(&distributor, &[1, 1]).await;
     tokio::time::sleep(Duration::from_millis(120)).await;
+    assert_eq!(distributor.awaited()(), ["partition 0: 1 events of the log are to be read again"]);
     assert_eq!(*distributor.processed().borrow(), some(&[1, 1]));
     drop(setup.shards[0].take_rows());
     setup.shards[0].all_rows_written();
     until(&distributor, &[2, 1]).await;
+    setup.log.append(0, "a", &[r#"{"v":1}"#]);
+    assert_eq!(distributor.awaited()(), [""; 0], "what comes later is not waited for");
     assert!(setup.metrics.wait_seconds.get() > 0.1);
     distributor.shutdown().await;
 }
@@ -548,11 +555,15 @@ async fn a_history_that_refuses_is_asked_again() {
     setup.log.append(0, "a", &[r#"{"v":1}"#]);
     *setup.history.refusals.lock() = 1;
     let distributor = setup.start();
-    let trouble = distributor.trouble();
+    let (trouble, awaited) = (distributor.trouble(), distributor.awaited());
+    assert_eq!((trouble(), awaited()), (vec![], vec!["partition 0 is being taken over".to_owned()]));
     tokio::time::sleep(Duration::from_millis(20)).await;
+    assert_eq!(awaited(), [""; 0], "there is more to tell of it");
     assert_eq!(trouble(), ["partition 0 cannot be taken over: history's start was interrupted: not yet"]);
     until(&distributor, &[1]).await;
-    assert_eq!(trouble(), [""; 0]);
+    assert_eq!((trouble(), awaited()), (vec![], vec![]));
+    setup.group.deal([]);
+    assert_eq!(awaited(), ["the consumer group has not told which partitions are this process's"]);
     distributor.shutdown().await;
 }
 

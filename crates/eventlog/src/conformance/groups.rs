@@ -32,6 +32,7 @@ pub async fn one_member_has_all(site: &dyn GroupSite) {
     for _ in 0..2 {
         let group = site.join().await;
         has(&mut group.assigned(), &all_of(site)).await;
+        assert!(group.has_joined());
         close(site, &*group).await;
     }
 }

@@ -72,6 +72,8 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
+    /// The coordinator has told what is ours.
+    has_joined: bool,
     /// What the coordinator has given us, published or not.
     given: BTreeSet<PartitionId>,
     /// Published once, taken or lost since, and not left yet.
@@ -143,6 +145,11 @@ impl KafkaGroup {
 impl ConsumerGroup for KafkaGroup {
     fn assigned(&self) -> watch::Receiver<Assigned> {
         self.shared.assigned.subscribe()
+    }
+
+    fn has_joined(&self) -> bool {
+        let state = self.shared.state.lock();
+        state.has_joined && state.given.is_subset(&self.shared.published())
     }
 
     fn left(&self, partition: PartitionId) {
@@ -383,7 +390,9 @@ impl ConsumerContext for Member {
             if let Err(error) = member.pause(partitions) {
                 tracing::warn!(%error, "partitions are fetched in vain");
             }
-            self.0.state.lock().given.extend(ids(partitions));
+            let mut state = self.0.state.lock();
+            state.given.extend(ids(partitions));
+            state.has_joined = true;
         }
     }
 }

@@ -90,7 +90,7 @@ pub(super) async fn healthz() -> &'static str {
     "ok\n"
 }
 
-/// Whether the platform is ready for traffic, and if not, why.
+/// Whether the platform is ready for traffic, and if not, why. After a start it is once answers have all that the log had.
 #[utoipa::path(get, path = "/readyz", tag = "system", security(()),
     responses((status = 200, body = String), (status = 503, description = "One reason a line", body = String)))]
 pub(super) async fn readyz(State(state): State<Arc<ServeState>>) -> Response {
