@@ -87,7 +87,7 @@ impl DeltaHistory {
                         due = Instant::now() + self.config.maintenance_interval();
                         outcome
                     }
-                    () = flushed.notified() => self.compact_readings(Timestamp::now()).await,
+                    () = flushed.notified() => self.compact_all(Timestamp::now()).await,
                 }
             };
             // A merge that is under way is given up at shutdown: its file is an orphan, deleted at the next start.
@@ -102,10 +102,10 @@ impl DeltaHistory {
         }
     }
 
-    /// Merges files of readings as soon as it is due: most queries ask for the newest readings, and open every file of their
-    /// time, of which many come in one interval under load. Events are asked for less, and cost more to merge.
-    async fn compact_readings(&self, now: Timestamp) -> Result<(), StoreError> {
-        for id in [TableId::RawMetrics, TableId::MetricRollups] {
+    /// Merges files as soon as it is due: queries open every file of their time, of which many come in one interval under
+    /// load. Readings first: they are asked for most, and events cost the most to merge.
+    async fn compact_all(&self, now: Timestamp) -> Result<(), StoreError> {
+        for id in [TableId::RawMetrics, TableId::MetricRollups, TableId::RawEvents, TableId::Rejects] {
             self.compact_hot(&self.tables[id.index()], now).await?;
         }
         Ok(())

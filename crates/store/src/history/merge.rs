@@ -18,6 +18,7 @@ use datafusion::physical_plan::expressions::col;
 use datafusion::physical_plan::sorts::sort_preserving_merge::SortPreservingMergeExec;
 use futures::StreamExt;
 
+use super::config::HistoryConfig;
 use super::data_file::DataFile;
 use super::error::StoreError;
 use super::table::{Replacement, Table};
@@ -29,7 +30,10 @@ use crate::tables::TableId;
 /// Rows of each file in memory at a time.
 const BATCH_ROWS: usize = 1024;
 /// Files in one merge; each holds a row group in memory.
-const FILES_MAX: usize = 16;
+const FILES_MAX: usize = 32;
+/// How long files wait for others, in microseconds, when they have this many bytes together.
+const WAIT_US: i64 = 60_000_000;
+const WORTH_BYTES: u64 = 8 << 20;
 /// Files up to this size are of the lowest tier; each tier is four times the one before.
 const TIER_BYTES: u64 = 256 << 10;
 
@@ -44,10 +48,7 @@ impl DeltaHistory {
         loop {
             let mut files = self.view.files_in(table.part, table.id).to_vec();
             files.retain(|file| may_merge(file));
-            let Some(files) = due(&files, self.config.compact_files_min, self.config.compact_bytes_max)
-            else {
-                return Ok(());
-            };
+            let Some(files) = due(&files, &self.config, Timestamp::now()) else { return Ok(()) };
             let merged = merge(&self.maintenance, table, &files).await?;
             self.merged(table, Replacement { old: files, new: merged });
         }
@@ -145,9 +146,13 @@ fn commit(table: &Table, old: Vec<Arc<DataFile>>, merged: DataFile) -> Result<Ar
 }
 
 /// Files of one period that are to be merged now, oldest first.
-pub(super) fn due(files: &[Arc<DataFile>], files_min: usize, bytes_max: u64) -> Option<Vec<Arc<DataFile>>> {
+pub(super) fn due(
+    files: &[Arc<DataFile>],
+    config: &HistoryConfig,
+    now: Timestamp,
+) -> Option<Vec<Arc<DataFile>>> {
     let mut periods = BTreeMap::<&str, Vec<&Arc<DataFile>>>::new();
-    for file in files.iter().filter(|file| file.bytes < bytes_max) {
+    for file in files.iter().filter(|file| file.bytes < config.compact_bytes_max) {
         periods.entry(&file.period).or_default().push(file);
     }
     periods.into_values().find_map(|files| {
@@ -155,20 +160,36 @@ pub(super) fn due(files: &[Arc<DataFile>], files_min: usize, bytes_max: u64) -> 
         for file in &files {
             *tiers.entry(tier(file.bytes)).or_default() += 1;
         }
-        let (&full, _) = tiers.iter().find(|&(_, &count)| count >= files_min.max(2))?;
-        let mut bytes = 0;
-        let merge: Vec<_> = files
-            .into_iter()
-            .filter(|file| tier(file.bytes) <= full)
-            .take(FILES_MAX)
-            .take_while(|file| {
-                bytes += file.bytes;
-                bytes - file.bytes < bytes_max
-            })
-            .cloned()
-            .collect();
-        (merge.len() > 1).then_some(merge)
+        let full = tiers.into_iter().filter(|&(_, count)| count >= config.compact_files_min.max(2));
+        full.map(|(tier, _)| up_to(tier, &files, config.compact_bytes_max))
+            .find(|files| files.len() > 1 && !gains_by_waiting(files, config.compact_bytes_max, now))
     })
+}
+
+/// The oldest files of a tier and of those below it, as many as one merge takes.
+fn up_to(full: u32, files: &[&Arc<DataFile>], bytes_max: u64) -> Vec<Arc<DataFile>> {
+    let mut bytes = 0;
+    files
+        .iter()
+        .filter(|file| tier(file.bytes) <= full)
+        .take(FILES_MAX)
+        .take_while(|file| {
+            bytes += file.bytes;
+            bytes - file.bytes < bytes_max
+        })
+        .map(|file| Arc::clone(file))
+        .collect()
+}
+
+/// Whether others may come soon that could be merged along: what comes fast is rewritten once then, into a large file,
+/// instead of twice or three times. Small files are read often and cost little to merge: they do not wait.
+fn gains_by_waiting(files: &[Arc<DataFile>], bytes_max: u64, now: Timestamp) -> bool {
+    let bytes: u64 = files.iter().map(|file| file.bytes).sum();
+    let since = files.iter().map(|file| file.written_at).min().unwrap_or(now);
+    files.len() < FILES_MAX
+        && bytes < bytes_max
+        && bytes >= WORTH_BYTES
+        && now.as_micros().saturating_sub(since.as_micros()) < WAIT_US
 }
 
 fn tier(bytes: u64) -> u32 {
@@ -222,6 +243,21 @@ mod tests {
         })
     }
 
+    /// What is due long after all were written.
+    fn due(files: &[Arc<DataFile>], files_min: usize, bytes_max: u64) -> Option<Vec<Arc<DataFile>>> {
+        due_at(files, files_min, bytes_max, WAIT_US)
+    }
+
+    fn due_at(
+        files: &[Arc<DataFile>],
+        compact_files_min: usize,
+        compact_bytes_max: u64,
+        now_us: i64,
+    ) -> Option<Vec<Arc<DataFile>>> {
+        let config = HistoryConfig { compact_files_min, compact_bytes_max, ..HistoryConfig::default() };
+        super::due(files, &config, Timestamp(now_us))
+    }
+
     #[test]
     fn only_files_of_one_period_and_about_one_size_are_merged() {
         let mut files: Vec<_> = (0..3).map(|name| file(name, "a", 1000)).collect();
@@ -242,5 +278,21 @@ mod tests {
         let files: Vec<_> = (0..10).map(|name| file(name, "a", 60)).collect();
         assert_eq!(due(&files, 2, 100).unwrap().len(), 2);
         assert_eq!(due(&files, 2, 60), None);
+    }
+
+    #[test]
+    fn what_comes_fast_is_merged_once_into_a_large_file() {
+        let files = |count| (0..count).map(|name| file(name, "a", 4 << 20)).collect::<Vec<_>>();
+        let due_soon = |files: &[Arc<DataFile>]| due_at(files, 8, 64 << 20, WAIT_US - 1).map(|due| due.len());
+        assert_eq!((due_soon(&files(8)), due_soon(&files(15)), due_soon(&files(16))), (None, None, Some(16)));
+        assert_eq!(due(&files(8), 8, 64 << 20).unwrap().len(), 8, "one does not wait for ever");
+        // What is small does not wait, and does not wait for what is large.
+        let small = (0..8).map(|name| file(name, "a", 100 << 10)).collect::<Vec<_>>();
+        assert_eq!(due_soon(&small), Some(8));
+        let both = [files(8), small].concat();
+        assert_eq!(due_at(&both, 8, 64 << 20, 0).unwrap(), both[8..]);
+        // Many at once are as good as large ones.
+        let many = (0..FILES_MAX as u32).map(|name| file(name, "a", 1 << 20)).collect::<Vec<_>>();
+        assert_eq!((due_soon(&many), due_soon(&many[1..])), (Some(FILES_MAX), None));
     }
 }

@@ -191,8 +191,7 @@ impl ColdWriter {
             let table = Arc::clone(&self.table);
             blocking("retention", Urgency::Soon, move || table.take_out("DELETE", &over, now)).await?;
         }
-        while let Some(files) = due(&self.settled_files(), config.compact_files_min, config.compact_bytes_max)
-        {
+        while let Some(files) = due(&self.settled_files(), config, now) {
             merge(context, &self.table, &files).await?;
         }
         let (table, before) = (Arc::clone(&self.table), config.vacuum_before(now));
