@@ -49,6 +49,10 @@ class Kafka(Service):
         """Settings that one of a test's own has besides."""
         return {}
 
+    def more_of_format(self):
+        """Arguments that the data folder of a test's own is made with besides."""
+        return []
+
     def java(self, *arguments):
         """A command of Kafka's."""
         level = "-Dorg.apache.logging.log4j.level=INFO"
@@ -82,7 +86,7 @@ class Kafka(Service):
         if not (self.data / "meta.properties").exists():
             # The first letter is none of `-_`: the tool would take the identifier for an option.
             cluster = "C" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode()[1:22]
-            run("kafka", self.java("kafka.tools.StorageTool", "format", "-t", cluster, "-c", path))
+            run("kafka", self.java("kafka.tools.StorageTool", "format", "-t", cluster, "-c", path, *self.more_of_format()))
 
     def command(self, ports):
         return self.java("kafka.Kafka", self.folder / "server.properties")

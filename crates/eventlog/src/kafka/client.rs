@@ -105,7 +105,7 @@ impl ClientContext for Context {
                 let last = self.health.connection.lock().clone();
                 self.health.bad(last.as_deref().unwrap_or(reason));
             }
-            Some(RDKafkaErrorCode::Authentication) => {
+            Some(RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SSL) => {
                 *self.health.connection.lock() = Some(reason.to_owned());
                 self.health.bad(reason);
             }
@@ -150,6 +150,10 @@ pub(super) fn settings(target: &KafkaTarget) -> Result<ClientConfig, OpenError> 
         };
         settings.set("sasl.mechanism", &config.mechanism);
         settings.set("sasl.username", &config.user).set("sasl.password", password);
+    }
+    if security.is_tls() {
+        // Those of the system, wherever it has them: the library's own OpenSSL knows only the place where it was built.
+        settings.set("ssl.ca.location", "probe");
     }
     let files = [
         ("ssl.ca.location", &config.ca_file),

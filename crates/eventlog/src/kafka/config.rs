@@ -18,6 +18,8 @@ use thiserror::Error;
 const PORT: u16 = 9092;
 const TOPIC: &str = "catchment.events";
 const TOPIC_CHARS_MAX: usize = 249;
+/// Of SASL.
+const MECHANISMS: [&str; 3] = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"];
 
 /// The section `[engines.kafka]`. Every field has a default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -184,14 +186,6 @@ pub enum BadTarget {
         /// What it can be.
         expected: &'static str,
     },
-    /// TLS or SCRAM in a build without them.
-    #[error(
-        "{what} is not in this build: build it with `--features kafka-tls`, or use plain text on a network of your own"
-    )]
-    NoTls {
-        /// What was asked for.
-        what: String,
-    },
 }
 
 impl KafkaTarget {
@@ -229,9 +223,11 @@ impl KafkaTarget {
             return Err(form("topic", topic));
         }
         let brokers = hosts.split(',').map(|host| broker(host).ok_or_else(|| form("host", host)));
-        let target = Self { brokers: brokers.collect::<Result<_, _>>()?, topic: topic.to_owned(), config };
-        target.check_build()?;
-        Ok(target)
+        if !MECHANISMS.contains(&config.mechanism.as_str()) {
+            let expected = "PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512";
+            return Err(BadTarget::Value { name: "mechanism", expected });
+        }
+        Ok(Self { brokers: brokers.collect::<Result<_, _>>()?, topic: topic.to_owned(), config })
     }
 
     /// How to speak to the brokers.
@@ -248,18 +244,6 @@ impl KafkaTarget {
             "" => format!("catchment-{}", self.topic),
             group => group.to_owned(),
         }
-    }
-
-    fn check_build(&self) -> Result<(), BadTarget> {
-        let security = self.security();
-        let what = match security {
-            security if security.is_tls() => format!("TLS to Kafka (security = {:?})", security.name()),
-            security if security.is_sasl() && self.config.mechanism != "PLAIN" => {
-                format!("the SASL mechanism {}", self.config.mechanism)
-            }
-            _ => return Ok(()),
-        };
-        if cfg!(feature = "kafka-tls") { Ok(()) } else { Err(BadTarget::NoTls { what }) }
     }
 }
 
@@ -346,12 +330,6 @@ mod tests {
         assert!(message("kafka://h?acks=0").contains("not \"acks\""));
         assert!(message("kafka://h?security=tls").contains("sasl_ssl"));
         assert!(message("kafka://h?trim=maybe").contains("trim must be true or false"));
-        if !cfg!(feature = "kafka-tls") {
-            assert!(message("kafka://h?security=ssl").contains("kafka-tls"));
-            assert!(
-                message("kafka://u:p@h?mechanism=SCRAM-SHA-256")
-                    .contains("SCRAM-SHA-256 is not in this build")
-            );
-        }
+        assert!(message("kafka://u:p@h?mechanism=GSSAPI").contains("mechanism must be PLAIN, SCRAM-SHA-256"));
     }
 }
