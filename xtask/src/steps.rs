@@ -173,8 +173,9 @@ fn build(places: &Places, _: &Selection) -> Result<Done> {
     one_command(cargo(places, "build --locked --release -p catchment"))
 }
 
+/// In the release profile, too: build scripts, which build libraries of C, and procedural macros are those of the other steps.
 fn clippy(places: &Places, _: &Selection) -> Result<Done> {
-    one_command(cargo(places, "clippy --locked --workspace --all-targets -- -D warnings"))
+    one_command(cargo(places, "clippy --locked --release --workspace --all-targets -- -D warnings"))
 }
 
 /// In the release profile, so that dependencies are built once for users, tests and benchmarks.
@@ -233,7 +234,7 @@ fn pytest(places: &Places, selection: &Selection) -> Result<Done> {
 }
 
 fn doc(places: &Places, _: &Selection) -> Result<Done> {
-    let mut command = cargo(places, "doc --locked --workspace --no-deps --document-private-items");
+    let mut command = cargo(places, "doc --locked --release --workspace --no-deps --document-private-items");
     command.env("RUSTDOCFLAGS", "-D warnings");
     one_command(command)
 }
