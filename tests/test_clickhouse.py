@@ -13,8 +13,10 @@ import pytest
 import requests
 
 from harness import eventually, free_ports, run
+from harness.certificates import Authority
 from harness.load import check_all, publishers
 from harness.services import KINDS
+from harness.tls_proxy import TlsProxy
 
 KILLS = 6
 STOPPED_S = 15
@@ -175,6 +177,26 @@ QUERIES = [
     "SELECT date_trunc('day', timestamp) AS day, count(*) FROM raw_metrics GROUP BY 1 ORDER BY 1",
     "SELECT date_bin(interval '1 hour', timestamp) AS h, device_id, avg(metric_value) FROM raw_metrics"
     " WHERE metric_name = 'speed' GROUP BY 1, 2 ORDER BY 1, 2",
+    "SELECT date_bin(interval '7 minutes', timestamp, timestamp '2020-02-02 00:00:03') AS b, count(*), min(log_offset),"
+    " max(metric_name), sum(log_partition) FROM raw_metrics GROUP BY 1 ORDER BY 1",
+    "SELECT date_trunc('week', timestamp) AS week, min(timestamp), count(metric_value) FROM raw_metrics GROUP BY 1 ORDER BY 1",
+    "SELECT date_trunc('month', timestamp) AS month, count(*) FROM raw_metrics GROUP BY 1 ORDER BY 1",
+    "SELECT metric_name, min(metric_value), max(metric_value), avg(metric_value), sum(metric_value) FROM raw_metrics"
+    " WHERE metric_name IN ('speed', 'nothing') GROUP BY 1",
+    "SELECT min(metric_value), max(metric_value), count(metric_value) FROM raw_metrics",
+    "SELECT sum(metric_value), avg(metric_value), min(text_value), max(log_offset), count(*) FROM raw_metrics"
+    " WHERE device_id = 'nobody'",
+    "SELECT device_id, sum(metric_value), min(metric_value), avg(metric_value) FROM raw_metrics"
+    " WHERE metric_value IS NULL GROUP BY 1 ORDER BY 1",
+    "SELECT text_value, count(*) FROM raw_metrics GROUP BY 1 ORDER BY 1 NULLS FIRST",
+    "SELECT type, count(*) FILTER (WHERE device_id LIKE 'b%'), count(*) FROM raw_events GROUP BY 1 ORDER BY 1",
+    "SELECT device_id, count(*) AS n FROM raw_events GROUP BY 1 HAVING count(*) > 3 ORDER BY 2 DESC, 1 LIMIT 4",
+    "SELECT device_id, count(DISTINCT metric_name) FROM raw_metrics GROUP BY 1 ORDER BY 1",
+    "SELECT metric_value, count(*) FROM raw_metrics GROUP BY 1 ORDER BY 1, 2",
+    "SELECT GROUPING(device_id), device_id, count(*) FROM raw_events GROUP BY ROLLUP (device_id) ORDER BY 1, 2",
+    "SELECT a.device_id, a.n + b.n FROM (SELECT device_id, count(*) AS n FROM raw_events GROUP BY 1) a JOIN"
+    " (SELECT device_id, max(log_offset) AS n FROM raw_metrics GROUP BY 1) b USING (device_id) ORDER BY 1",
+    "SELECT max(n) FROM (SELECT device_id, count(*) AS n FROM raw_metrics WHERE metric_value > 1 GROUP BY 1)",
     "SELECT a.device_id, b.metric_name FROM raw_events a"
     " JOIN raw_metrics b ON a.log_partition = b.log_partition AND a.log_offset = b.log_offset"
     " WHERE a.type = 'measure' ORDER BY 1, 2, a.log_offset LIMIT 30",
@@ -286,7 +308,15 @@ def test_pushdown(pair):
         return re.search(r"ClickHouseScan: (.*?)(?:\\n|\n|$)", plan)[1]
 
     counted = asked("SELECT count(*) FROM raw_events WHERE device_id = 'a'")
-    assert counted.startswith("SELECT count() FROM raw_events WHERE `device_id` = "), counted
+    assert counted.startswith("SELECT toInt64(count()) FROM raw_events WHERE `device_id` = "), counted
+    grouped = asked(
+        "SELECT date_bin(interval '5 minutes', timestamp), device_id, avg(metric_value), max(metric_value), count(*)"
+        " FROM raw_metrics WHERE metric_name = 'speed' GROUP BY 1, 2"
+    )
+    assert " GROUP BY fromUnixTimestamp64Micro(" in grouped and "sumOrNull(`metric_value`)" in grouped, grouped
+    assert "toInt64(300000000)" in grouped and " FROM raw_metrics WHERE `metric_name` = " in grouped, grouped
+    # What is filtered again here is not summed up there.
+    assert " GROUP BY " not in asked("SELECT device_id, count(*) FROM raw_metrics WHERE metric_value > 3 GROUP BY 1")
     newest = asked("SELECT device_id, timestamp FROM raw_metrics ORDER BY timestamp DESC LIMIT 10")
     assert "ORDER BY `timestamp` DESC NULLS FIRST LIMIT 10" in newest, newest
     recent = asked("SELECT metric_value FROM raw_metrics WHERE timestamp > now() - interval '1 hour'")
@@ -447,6 +477,31 @@ def test_a_quiet_stop_leaves_nothing_to_repeat(new_server, clickhouse):
     server.start()
     assert server.value("SELECT count(*) FROM raw_events") == 50
     assert server.value("SELECT events FROM devices WHERE device_id = 'a'") == 50
+
+
+def test_over_tls(new_server, clickhouse, tmp_path):
+    authority = Authority(tmp_path)
+    proxy = TlsProxy(clickhouse.address.split("://")[1], *authority.issue("clickhouse"))
+    try:
+        secured = f"clickhouses://localhost:{proxy.port}/{clickhouse.database}"
+        trusted = f"{secured}?ca_file={authority.pem}&flush_interval_ms=200"
+        server = new_server("platform", flags=["--history", trusted], config=PARTITIONS).start()
+        server.post_event("a", [{"x": number} for number in range(50)])
+        server.wait_rows("SELECT metric_value FROM raw_metrics", 50)
+        assert proxy.taken > 0 and clickhouse.query("SELECT count() FROM raw_events") == [("50",)]
+        assert "→ ClickHouse " in run("check", "--history", trusted).stdout
+        refused = {
+            secured: "ertificate",
+            f"{secured}?ca_file={Authority(tmp_path, 'other').pem}": "ertificate",
+            # TLS wants to be spoken there.
+            secured.replace("clickhouses", "clickhouse"): "NOT OK",
+            f"clickhouses://{clickhouse.address.split('://')[1]}/x": "NOT OK",
+        }
+        for url, said in refused.items():
+            checked = run("check", "--history", url)
+            assert checked.returncode == 1 and said in checked.stdout, f"{url}: {checked.stdout}"
+    finally:
+        proxy.close()
 
 
 # What an operator is told.

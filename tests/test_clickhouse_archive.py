@@ -198,6 +198,16 @@ def test_what_is_not_due_stays(new_server, clickhouse, tmp_path):  # noqa: F811
     assert " TTL " not in clickhouse.query(engine)[0][0]
     checked = run("check", *server.flags)
     assert "engine archive" in checked.stdout, checked.stdout
+    # The tables remember it: without it they would drop what is to go there, and answers would not be whole.
+    server.stop()
+    without = server.flags[:-2]
+    for flags, said in ((without, "and none was named"), ([*without, "--archive", f"file:{tmp_path / 'else'}"], "and not in")):
+        done = run("serve", "--data", server.data, *server.listeners(), *flags)
+        said = f"is in the archive {tmp_path / 'cold'}, {said}"
+        assert done.returncode != 0 and said in done.stdout + done.stderr, done.stderr
+        assert f"its archive is {tmp_path / 'cold'}: name that as --archive" in run("check", *flags).stdout
+    assert " TTL " not in clickhouse.query(engine)[0][0]
+    server.start()
     # Another log's archive is refused.
     other = on_clickhouse(new_server, ClickHouse(clickhouse.address), "other", config=BUSY)
     other.flags += ["--archive", f"file:{tmp_path / 'cold'}"]

@@ -230,7 +230,9 @@ impl App {
         gateway.recall().await?;
         gateway.keep_routes_in(Arc::new(RegistryRoutes(Arc::clone(&registry)))).await?;
         let tables = RealmTables::new(Arc::clone(&history), snapshot.reader(), Arc::clone(&registry));
-        let sql = Arc::new(SqlEngine::new(Arc::new(tables), sql_config(&settings, &folder)?)?);
+        let sql = SqlEngine::new(Arc::new(tables), sql_config(&settings, &folder)?)?
+            .with_optimizer_rules(history.optimizer_rules());
+        let sql = Arc::new(sql);
 
         let mut metrics = MetricsRegistry::default();
         gateway_metrics.register(&mut metrics);

@@ -132,7 +132,11 @@ fn engine(settings: &Settings, seam: Seam) -> Finding {
         }
         #[cfg(feature = "kafka")]
         Ok(Engine::Kafka(target)) => kafka::finding(*target, &settings.log),
-        Ok(Engine::ClickHouse(target)) => clickhouse::finding(&target),
+        Ok(Engine::ClickHouse(target)) => {
+            let archive = engines::resolve(Seam::Archive, &settings.engines, &settings.data).ok();
+            let place = archive.and_then(|engine| engine.place()).map(|place| place.to_string());
+            clickhouse::finding(&target, place.as_deref())
+        }
         Ok(Engine::S3(place)) => s3::finding(seam, &place),
         Ok(Engine::Redis(target)) => redis::finding(&target),
         Ok(engine) => {

@@ -10,6 +10,7 @@ use catchment_eventlog::kafka::{BadTarget, KafkaConfig, KafkaTarget};
 use catchment_store::clickhouse::{BadClickHouseUrl, ClickHouseConfig, ClickHouseTarget};
 use catchment_store::redis::{BadTarget as BadRedis, RedisConfig, RedisTarget};
 use catchment_store::registry::RegistryPlace;
+use catchment_store::storage::Place;
 use catchment_store::storage::s3::{BadS3, S3Config, S3Place};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -127,6 +128,17 @@ impl Engine {
             Self::S3(_) => "s3",
             Self::Redis(_) => "redis",
             Self::Off => "off",
+        }
+    }
+
+    /// Where its files are, if it is one of files: a folder by its whole path, so that others know it by the same name.
+    pub(crate) fn place(&self) -> Option<Place> {
+        match self {
+            Self::Embedded(path) => {
+                Some(Place::Folder(std::path::absolute(path).unwrap_or_else(|_| path.clone())))
+            }
+            Self::S3(place) => Some(Place::S3((**place).clone())),
+            _ => None,
         }
     }
 }

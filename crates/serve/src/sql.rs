@@ -20,7 +20,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use catchment_store::history::{History, NativeQuery};
+use catchment_store::history::{History, NativeQuery, OptimizerRule};
 use catchment_types::DEFAULT_REALM;
 use datafusion::catalog::{
     CatalogProvider, MemoryCatalogProvider, MemoryCatalogProviderList, SchemaProvider,
@@ -160,6 +160,16 @@ impl SqlEngine {
             config,
             metrics: SqlMetrics::default(),
         })
+    }
+
+    /// With what the engine of the tables does itself of a plan.
+    #[must_use]
+    pub fn with_optimizer_rules(self, rules: Vec<OptimizerRule>) -> Self {
+        let mut builder = SessionStateBuilder::new_from_existing(self.template.clone());
+        for rule in rules {
+            builder = builder.with_physical_optimizer_rule(rule);
+        }
+        Self { template: builder.build(), ..self }
     }
 
     /// A fresh session over the shared memory pool. What it sets or registers is its own.

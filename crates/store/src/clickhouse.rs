@@ -18,6 +18,7 @@
 //! # Constraints
 //! One log a database: rows are told apart by partition and offset.
 
+mod aggregate;
 mod answer;
 mod archive;
 mod client;
@@ -52,6 +53,7 @@ pub use self::error::{ClickHouseError, Trouble};
 pub use self::import::ClickHouseImport;
 pub use self::probe::{ClickHouseProbe, probe};
 
+use self::aggregate::AggregateInEngine;
 use self::archive::Archive;
 use self::client::Client;
 use self::flush::Partition;
@@ -59,7 +61,7 @@ use self::metrics::Metrics;
 use self::provider::ClickHouseTable;
 use crate::history::{
     AGGREGATED_METRICS, Claims, FlushReport, History, HistoryConfig, HistoryHealth, NativeError, NativeQuery,
-    Start, StoreError, aggregated_metrics,
+    OptimizerRule, Start, StoreError, aggregated_metrics,
 };
 use crate::shard::Shard;
 use crate::storage::Place;
@@ -99,8 +101,8 @@ impl ClickHouseHistory {
     /// taken over yet. `log` tells the log from all others; raw data moves to `archive` after its hot days, or goes if there is none.
     ///
     /// # Errors
-    /// The server does not answer, does not let us in, or its tables are of a newer Catchment; the archive does not answer, or
-    /// is another log's.
+    /// The server does not answer, does not let us in, or its tables are of a newer Catchment or have another archive; the archive
+    /// does not answer, or is another log's.
     pub async fn open(
         target: &ClickHouseTarget,
         config: HistoryConfig,
@@ -111,12 +113,13 @@ impl ClickHouseHistory {
     ) -> Result<Arc<Self>, StoreError> {
         let writer = Client::new(target)?;
         let reader = Client::new(target)?;
+        let named = archive.map(Place::to_string);
         let archive = match archive {
             Some(place) => Some(Archive::open(place, log, config.retention_days(TableId::RawEvents)).await?),
             None => None,
         };
         // After that: with an archive that is refused, rows must not be kept for it.
-        schema::prepare(&writer, &config, archive.is_some()).await?;
+        schema::prepare(&writer, &config, named.as_deref()).await?;
         let metrics = Metrics::default();
         metrics.up(true);
         Ok(Arc::new(Self {
@@ -194,6 +197,10 @@ impl History for ClickHouseHistory {
             client: self.reader.clone(),
             archived: None,
         }))
+    }
+
+    fn optimizer_rules(&self) -> Vec<OptimizerRule> {
+        vec![Arc::new(AggregateInEngine)]
     }
 
     async fn query_natively(&self, query: NativeQuery) -> Result<SendableRecordBatchStream, NativeError> {

@@ -57,7 +57,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use config::HistoryConfig;
-pub use engine::{ClaimError, Claims, EngineError, ErrorClass, History, NativeError, NativeQuery, Start};
+pub use engine::{
+    ClaimError, Claims, EngineError, ErrorClass, History, NativeError, NativeQuery, OptimizerRule, Start,
+};
 pub use error::StoreError;
 pub use flush::FlushReport;
 use metrics::HistoryMetrics;

@@ -1,6 +1,6 @@
 //! Where the tables of the embedded history are.
 
-use anyhow::bail;
+use anyhow::Context;
 use catchment_store::history::Places;
 use catchment_store::storage::Place;
 
@@ -39,9 +39,5 @@ pub(super) fn archive(engines: &[(Seam, Engine)]) -> anyhow::Result<Option<Place
 }
 
 fn place(engine: &Engine) -> anyhow::Result<Place> {
-    match engine {
-        Engine::Embedded(path) => Ok(Place::Folder(path.clone())),
-        Engine::S3(place) => Ok(Place::S3((**place).clone())),
-        other => bail!("{other} is no place for tables"),
-    }
+    engine.place().with_context(|| format!("{engine} is no place for tables"))
 }

@@ -10,14 +10,14 @@ const LATENCY_HIGH: Duration = Duration::from_millis(200);
 /// Times of rows are ours, retention goes by the server's.
 const SKEW_HIGH: Duration = Duration::from_secs(5);
 
-/// Connects, and tells what is there.
-pub(super) fn finding(target: &ClickHouseTarget) -> Finding {
+/// Connects, and tells what is there. `archive` is the one that is named beside.
+pub(super) fn finding(target: &ClickHouseTarget, archive: Option<&str>) -> Finding {
     let shown = target.to_string();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return finding_of(shown, Verdict::Bad(error.to_string())),
     };
-    match runtime.block_on(probe(target)) {
+    match runtime.block_on(probe(target, archive.is_some())) {
         Err(error) => finding_of(shown, Verdict::Bad(error.to_string())),
         Ok(probe) => {
             let tables = match probe.schema {
@@ -27,7 +27,7 @@ pub(super) fn finding(target: &ClickHouseTarget) -> Finding {
             let latency_ms = probe.latency.as_secs_f64() * 1e3;
             let found =
                 format!("{shown} → ClickHouse {}, {tables}, answers in {latency_ms:.1} ms", probe.version);
-            finding_of(found, verdict(&probe, &target.database))
+            finding_of(found, verdict(&probe, &target.database, archive))
         }
     }
 }
@@ -36,12 +36,15 @@ fn finding_of(found: String, verdict: Verdict) -> Finding {
     super::finding("engine history", found, verdict)
 }
 
-fn verdict(probe: &ClickHouseProbe, database: &str) -> Verdict {
+fn verdict(probe: &ClickHouseProbe, database: &str, archive: Option<&str>) -> Verdict {
     if !probe.rights_missing.is_empty() {
         let rights = probe.rights_missing.join(", ");
         return Verdict::Bad(format!(
             "the user has not got these rights: GRANT {rights} ON {database}.* TO it"
         ));
+    }
+    if let Some(known) = probe.archive.as_deref().filter(|known| Some(*known) != archive) {
+        return Verdict::Bad(format!("its archive is {known}: name that as --archive"));
     }
     if probe.clock_skew > SKEW_HIGH {
         return Verdict::Bad(format!(
@@ -72,11 +75,15 @@ mod tests {
             latency: Duration::from_millis(1),
             clock_skew: Duration::from_millis(3),
             schema: Some(1),
+            archive: None,
             has_database: true,
             rights_missing: Vec::new(),
         };
-        assert_eq!(verdict(&good, "city"), Verdict::Good);
-        let told = |probe: ClickHouseProbe| match verdict(&probe, "city") {
+        assert_eq!(verdict(&good, "city", None), Verdict::Good);
+        let archived = ClickHouseProbe { archive: Some("s3://b/cold".to_owned()), ..good.clone() };
+        assert_eq!(verdict(&archived, "city", Some("s3://b/cold")), Verdict::Good);
+        assert!(matches!(verdict(&archived, "city", Some("s3://b/else")), Verdict::Bad(_)));
+        let told = |probe: ClickHouseProbe| match verdict(&probe, "city", None) {
             Verdict::Good => String::new(),
             Verdict::Note(text) | Verdict::Bad(text) => text,
         };
@@ -85,6 +92,7 @@ mod tests {
         assert!(told(none).contains("database city will be made"));
         let rights = ClickHouseProbe { rights_missing: vec!["INSERT", "ALTER MODIFY TTL"], ..good.clone() };
         assert!(told(rights).contains("GRANT INSERT, ALTER MODIFY TTL ON city.* TO it"));
+        assert_eq!(told(archived), "its archive is s3://b/cold: name that as --archive");
         assert!(told(ClickHouseProbe { clock_skew: Duration::from_secs(90), ..good }).contains("90 s apart"));
     }
 }

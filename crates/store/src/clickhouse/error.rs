@@ -88,6 +88,18 @@ pub enum Trouble {
         /// What this build makes.
         known: u32,
     },
+    /// The tables remember an archive, and it was not named.
+    #[error(
+        "what is past its hot days is in the archive {known}, {}: name it as --archive, as every process has to; to be rid of it, \
+         and of what is in it, give raw_events and raw_metrics another comment (ALTER TABLE raw_events MODIFY COMMENT '')",
+        .named.as_ref().map_or_else(|| "and none was named".to_owned(), |named| format!("and not in {named}"))
+    )]
+    OtherArchive {
+        /// The one that the tables remember.
+        known: String,
+        /// The one that was named.
+        named: Option<String>,
+    },
     /// Too many parts, memory, disk, queries: it goes away, or needs an operator.
     #[error("it is short of something: {0}")]
     Overloaded(String),

@@ -39,10 +39,10 @@ impl ClickHouseImport {
     /// Connects, and makes the database and its tables or brings them up to date.
     ///
     /// # Errors
-    /// The server does not answer, does not let us in, or its tables are of a newer Catchment.
+    /// The server does not answer, does not let us in, or its tables are of a newer Catchment or have an archive.
     pub async fn open(target: &ClickHouseTarget, config: &HistoryConfig) -> Result<Self, StoreError> {
         let client = Client::new(target)?;
-        schema::prepare(&client, config, false).await?;
+        schema::prepare(&client, config, None).await?;
         Ok(Self { client })
     }
 

@@ -23,17 +23,19 @@ pub struct ClickHouseProbe {
     pub clock_skew: Duration,
     /// The version of the tables; none when there are none yet.
     pub schema: Option<u32>,
+    /// Where the tables' archive is, if they have one.
+    pub archive: Option<String>,
     /// Whether there is the database.
     pub has_database: bool,
     /// Rights that the user has not got and that are needed.
     pub rights_missing: Vec<&'static str>,
 }
 
-/// Asks a server what is there.
+/// Asks a server what is there. With an archive more rights are needed.
 ///
 /// # Errors
 /// It does not answer, does not let us in, or its tables are of a newer Catchment.
-pub async fn probe(target: &ClickHouseTarget) -> Result<ClickHouseProbe, ClickHouseError> {
+pub async fn probe(target: &ClickHouseTarget, has_archive: bool) -> Result<ClickHouseProbe, ClickHouseError> {
     let client = Client::new(target)?;
     let on_server = |sql: &'static str| {
         let client = client.clone();
@@ -63,8 +65,9 @@ pub async fn probe(target: &ClickHouseTarget) -> Result<ClickHouseProbe, ClickHo
         latency: times[REQUESTS / 2],
         clock_skew: Duration::from_micros(theirs.abs_diff(ours)),
         schema,
+        archive: if has_database { schema::archive_of(&client).await? } else { None },
         has_database,
-        rights_missing: rights_missing(&client, has_database, schema).await?,
+        rights_missing: rights_missing(&client, has_database, schema, has_archive).await?,
     })
 }
 
@@ -73,10 +76,14 @@ async fn rights_missing(
     client: &Client,
     has_database: bool,
     version: Option<u32>,
+    has_archive: bool,
 ) -> Result<Vec<&'static str>, ClickHouseError> {
     let mut needed = vec!["SELECT", "INSERT", "ALTER MODIFY TTL"];
     if version != Some(schema::VERSION) {
         needed.extend(["CREATE TABLE", "CREATE VIEW"]);
+    }
+    if has_archive {
+        needed.extend(["ALTER DELETE", "ALTER MODIFY COMMENT"]);
     }
     if !has_database {
         needed.push("CREATE DATABASE");

@@ -1,7 +1,8 @@
 //! ClickHouse's tables for DataFusion.
 //!
 //! A scan is one `SELECT` of exactly the columns, with the filters that mean the same on both sides ([`super::filter`]), the
-//! limit where nothing is filtered again after it, and the order where it is the same. Rows that have moved to the archive are read
+//! limit where nothing is filtered again after it, and the order where it is the same; or of groups of rows
+//! ([`super::aggregate`]). Rows that have moved to the archive are read
 //! from there, by a query that can want such old ones.
 
 use std::fmt;
@@ -82,6 +83,7 @@ impl TableProvider for ClickHouseTable {
             table: self.name,
             columns: names(&schema),
             conditions,
+            group: Vec::new(),
             order: Vec::new(),
             limit: limit.filter(|_| is_exact),
         };
@@ -129,5 +131,5 @@ impl ClickHouseTable {
 }
 
 fn names(schema: &Schema) -> Vec<String> {
-    schema.fields().iter().map(|field| field.name().clone()).collect()
+    schema.fields().iter().map(|field| format!("`{}`", field.name())).collect()
 }

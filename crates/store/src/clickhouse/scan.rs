@@ -25,6 +25,8 @@ use super::error::{ClickHouseError, Trouble};
 
 /// Rows without columns that are given at once: they are only counted.
 const COUNTED_ROWS: u64 = 1 << 16;
+/// Memory of groups in ClickHouse.
+const GROUP_BYTES_MAX: u64 = 1 << 30;
 /// A query that nobody has ended is ended by ClickHouse, seconds. Ours have limits of their own, which are shorter.
 const EXECUTION_S_MAX: u32 = 3600;
 
@@ -32,9 +34,11 @@ const EXECUTION_S_MAX: u32 = 3600;
 #[derive(Debug, Clone)]
 pub(super) struct Select {
     pub(super) table: &'static str,
-    /// None: the rows are only counted.
+    /// Expressions; none: the rows are only counted.
     pub(super) columns: Vec<String>,
     pub(super) conditions: Vec<String>,
+    /// Expressions of `GROUP BY`; none where rows are asked for, or all are one group.
+    pub(super) group: Vec<String>,
     /// Expressions of `ORDER BY`.
     pub(super) order: Vec<String>,
     pub(super) limit: Option<usize>,
@@ -50,12 +54,15 @@ impl Select {
         let columns = match (self.counts(), self.limit) {
             (true, None) => "count()".to_owned(),
             (true, Some(_)) => "1".to_owned(),
-            (false, _) => self.columns.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", "),
+            (false, _) => self.columns.join(", "),
         };
         let mut sql = format!("SELECT {columns} FROM {}", self.table);
         // Writing to a String cannot fail.
         if !self.conditions.is_empty() {
             let _ = write!(sql, " WHERE {}", self.conditions.join(" AND "));
+        }
+        if !self.group.is_empty() {
+            let _ = write!(sql, " GROUP BY {}", self.group.join(", "));
         }
         if !self.order.is_empty() {
             let _ = write!(sql, " ORDER BY {}", self.order.join(", "));
@@ -76,13 +83,29 @@ pub(super) struct ClickHouseScan {
     client: Client,
     select: Select,
     schema: SchemaRef,
+    /// Groups come, not rows.
+    is_grouped: bool,
     properties: Arc<PlanProperties>,
 }
 
 impl ClickHouseScan {
     pub(super) fn new(client: Client, select: Select, schema: SchemaRef) -> Self {
         let properties = properties(EquivalenceProperties::new(Arc::clone(&schema)));
-        Self { client, select, schema, properties }
+        Self { client, select, schema, is_grouped: false, properties }
+    }
+
+    /// What gives these columns of each group of the rows, of that schema; nothing when rows would be left out or are in order.
+    pub(super) fn grouped(
+        &self,
+        group: Vec<String>,
+        columns: Vec<String>,
+        schema: SchemaRef,
+    ) -> Option<Self> {
+        if self.is_grouped || self.select.limit.is_some() || !self.select.order.is_empty() {
+            return None;
+        }
+        let select = Select { columns, group, ..self.select.clone() };
+        Some(Self { is_grouped: true, ..Self::new(self.client.clone(), select, schema) })
     }
 }
 
@@ -153,6 +176,9 @@ impl ExecutionPlan for ClickHouseScan {
     }
 
     fn with_fetch(&self, limit: Option<usize>) -> Option<Arc<dyn ExecutionPlan>> {
+        if self.is_grouped {
+            return None;
+        }
         let limit = match (self.select.limit, limit) {
             (Some(ours), Some(limit)) => Some(ours.min(limit)),
             (ours, limit) => ours.or(limit),
@@ -167,7 +193,7 @@ impl ExecutionPlan for ClickHouseScan {
     ) -> Result<SortOrderPushdownResult<Arc<dyn ExecutionPlan>>> {
         let items = order.iter().map(|item| order_item(item, &self.schema)).collect::<Option<Vec<_>>>();
         // After a limit it would choose other rows.
-        let (Some(items), None) = (items, self.select.limit) else {
+        let (Some(items), None, false) = (items, self.select.limit, self.is_grouped) else {
             return Ok(SortOrderPushdownResult::Unsupported);
         };
         let Some(ordering) = LexOrdering::new(order.to_vec()) else {
@@ -209,8 +235,7 @@ impl State {
             Self::Asked(asked) => {
                 let (client, select) = *asked;
                 let counts = select.counts();
-                let mut running =
-                    Running::start(&client, select.sql(), &[("readonly", "2".to_owned())]).await?;
+                let mut running = Running::start(&client, select.sql(), &settings()).await?;
                 match counts {
                     true => Self::Counted(running.number().await?),
                     false => Self::Rows(Box::new(running)),
@@ -234,6 +259,11 @@ impl State {
             }
         }
     }
+}
+
+/// Of our queries. Groups that are too many for memory go to disk.
+fn settings() -> [Setting; 2] {
+    [("readonly", "2".to_owned()), ("max_bytes_before_external_group_by", GROUP_BYTES_MAX.to_string())]
 }
 
 /// A query that runs in ClickHouse; ended there when it is dropped before its end.
@@ -321,8 +351,9 @@ mod tests {
     fn statements_ask_for_what_is_needed() {
         let mut select = Select {
             table: "raw_metrics",
-            columns: vec!["device_id".to_owned(), "timestamp".to_owned()],
+            columns: vec!["`device_id`".to_owned(), "`timestamp`".to_owned()],
             conditions: vec!["`device_id` = 'a'".to_owned(), "(x OR y)".to_owned()],
+            group: Vec::new(),
             order: vec!["`timestamp` DESC NULLS FIRST".to_owned()],
             limit: Some(3),
         };
@@ -330,6 +361,17 @@ mod tests {
             select.sql(),
             "SELECT `device_id`, `timestamp` FROM raw_metrics WHERE `device_id` = 'a' AND (x OR y) \
              ORDER BY `timestamp` DESC NULLS FIRST LIMIT 3"
+        );
+        let grouped = Select {
+            columns: vec!["`device_id`".to_owned(), "toInt64(count())".to_owned()],
+            group: vec!["`device_id`".to_owned()],
+            order: Vec::new(),
+            limit: None,
+            ..select.clone()
+        };
+        assert_eq!(
+            grouped.sql(),
+            "SELECT `device_id`, toInt64(count()) FROM raw_metrics WHERE `device_id` = 'a' AND (x OR y) GROUP BY `device_id`"
         );
         select = Select { columns: Vec::new(), order: Vec::new(), limit: None, ..select };
         assert_eq!(select.sql(), "SELECT count() FROM raw_metrics WHERE `device_id` = 'a' AND (x OR y)");

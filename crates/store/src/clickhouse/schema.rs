@@ -84,18 +84,22 @@ const VERSION_1: [&str; 6] = [
      FROM metric_rollups AS r GROUP BY device_id, time_bucket, metric_name",
 ];
 
+/// What the comment of a table begins with that has an archive; the archive's place follows.
+const ARCHIVE: &str = "archive: ";
+
 /// All versions, the first first.
 const MIGRATIONS: [&[&str]; VERSION as usize] = [&VERSION_1];
 
 /// Makes the database and its tables, or brings them up to date, and sets how long rows are kept: those that are archived until
-/// they are.
+/// they are. The tables remember their archive: a process that does not name it would have them drop what is to go there,
+/// and would not see what is there.
 ///
 /// # Errors
-/// The tables are of a later version, or the user may not do what is needed.
+/// The tables are of a later version, their archive is another, or the user may not do what is needed.
 pub(super) async fn prepare(
     client: &Client,
     config: &HistoryConfig,
-    has_archive: bool,
+    archive: Option<&str>,
 ) -> Result<(), ClickHouseError> {
     let found = match version(client).await {
         Err(ClickHouseError { trouble: Trouble::NoDatabase(name), .. }) => {
@@ -109,11 +113,32 @@ pub(super) async fn prepare(
     for (version, statements) in (1..).zip(MIGRATIONS).skip(found as usize) {
         migrate(client, version, statements).await?;
     }
+    if let Some(known) = archive_of(client).await?.filter(|known| Some(known.as_str()) != archive) {
+        let named = archive.map(str::to_owned);
+        return Err(client.error(Trouble::OtherArchive { known, named }));
+    }
     for table in TableId::ALL {
-        let is_archived = has_archive && COLD_TABLES.contains(&table);
+        let is_archived = archive.is_some() && COLD_TABLES.contains(&table);
+        if let Some(place) = archive.filter(|_| is_archived) {
+            let comment = format!("{ARCHIVE}{place}").replace('\\', "\\\\").replace('\'', "\\'");
+            client.execute(&format!("ALTER TABLE {} MODIFY COMMENT '{comment}'", table.name())).await?;
+        }
         keep(client, table, config.retention_days(table).filter(|_| !is_archived)).await?;
     }
     Ok(())
+}
+
+/// Where the tables' archive is, as they remember it; nothing when they have none, or are not there yet.
+///
+/// # Errors
+/// ClickHouse does not answer.
+pub(super) async fn archive_of(client: &Client) -> Result<Option<String>, ClickHouseError> {
+    let names = COLD_TABLES.map(|table| format!("'{}'", table.name())).join(", ");
+    let query = format!(
+        "SELECT max(comment) FROM system.tables WHERE database = currentDatabase() AND name IN ({names}) FORMAT TSVRaw"
+    );
+    let comment = client.text(&query).await?;
+    Ok(comment.trim_end_matches('\n').strip_prefix(ARCHIVE).map(str::to_owned))
 }
 
 /// Refuses tables of a later version.

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use catchment_types::{Offset, PartitionId};
 use datafusion::catalog::TableProvider;
 use datafusion::error::Result;
+use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_plan::SendableRecordBatchStream;
 use prometheus_client::registry::Registry;
 use thiserror::Error;
@@ -60,6 +61,11 @@ pub trait History: Send + Sync + 'static {
     /// None is expected: the plan is fixed.
     fn aggregated_metrics(&self) -> Result<Arc<dyn TableProvider>>;
 
+    /// What hands parts of a plan over its tables to the engine.
+    fn optimizer_rules(&self) -> Vec<OptimizerRule> {
+        Vec::new()
+    }
+
     /// A query in SQL of the engine's own, which it answers by itself. Only the tables of this history can be read.
     ///
     /// # Errors
@@ -71,6 +77,9 @@ pub trait History: Send + Sync + 'static {
     /// Names the engine's figures `catchment_history_…`.
     fn register_metrics(&self, registry: &mut Registry);
 }
+
+/// Changes plans for the better; run after DataFusion's own rules.
+pub type OptimizerRule = Arc<dyn PhysicalOptimizerRule + Send + Sync>;
 
 /// A query in SQL of an engine's own.
 #[derive(Debug, Clone, PartialEq, Eq)]
