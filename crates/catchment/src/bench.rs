@@ -29,8 +29,9 @@ use crate::client::Client;
 const PROBED_FULL_MAX: Duration = Duration::from_secs(20);
 const WARM_UP: Duration = Duration::from_secs(2);
 const VISIBLE_MAX: Duration = Duration::from_secs(300);
-/// Before half load: so long at most, until so little is used in a second, in CPU seconds.
+/// After full load: so long at most, until in each of some seconds so little is used, in CPU seconds.
 const REST_S_MAX: u32 = 60;
+const QUIET_S: u32 = 3;
 const REST_CPU: f64 = 0.15;
 
 /// Runs a benchmark and prints its figures.
@@ -118,9 +119,12 @@ async fn measure(args: &IngestArgs, target: &Target) -> anyhow::Result<Report> {
     let cpu_seconds = target.cpu_seconds()? - used_before;
     let beside = target.beside_seconds()?.into_iter().zip(beside_before);
     let beside = beside.map(|((name, after), (_, before))| (name, after - before)).collect();
-    // What the platform takes for as long as one likes: until the last event is visible, not only acknowledged.
-    let rate = sent.acknowledged as f64 / (sent.elapsed + lag).as_secs_f64();
-    report.full(&sent, cpu_seconds, beside, lag, memory.stop().await);
+    let resident = memory.stop().await;
+    // What the platform takes for as long as one likes: until the last event is visible, not only acknowledged, and merged, since
+    // what is put off while everybody is busy has to be done at last.
+    let rest = if args.no_half { Duration::ZERO } else { wait_for_rest(target).await? };
+    let rate = sent.acknowledged as f64 / (sent.elapsed + lag + rest).as_secs_f64();
+    report.full(&sent, cpu_seconds, beside, lag, rest, resident);
 
     let probed = duration.min(PROBED_FULL_MAX);
     acknowledged += phase(&mut fleet, target, &mut report, "full", probed, full_rate).await?;
@@ -209,19 +213,20 @@ async fn wait_visible(client: &Client, events: u64) -> anyhow::Result<Duration> 
 }
 
 /// Waits until the platform has little to do, a few seconds or a minute at most: merges of what full load has left are done then.
-async fn wait_for_rest(target: &Target) -> anyhow::Result<()> {
+/// Gives for how long it had more to do.
+async fn wait_for_rest(target: &Target) -> anyhow::Result<Duration> {
     let mut quiet = 0;
     let mut used = target.cpu_seconds()?;
-    for _ in 0..REST_S_MAX {
+    for second in 1..=REST_S_MAX {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let now = target.cpu_seconds()?;
         quiet = if now - used < REST_CPU { quiet + 1 } else { 0 };
         used = now;
-        if quiet == 3 {
-            break;
+        if quiet == QUIET_S {
+            return Ok(Duration::from_secs((second - QUIET_S).into()));
         }
     }
-    Ok(())
+    Ok(Duration::from_secs(REST_S_MAX.into()))
 }
 
 /// Whether events are in the log that are not decoded yet.
