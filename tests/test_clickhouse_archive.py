@@ -91,6 +91,8 @@ def test_old_rows_move(new_server, clickhouse, bucket, tmp_path):  # noqa: F811
     def answers():
         assert server.sql(cold) == expected
         assert server.value(across) == 40
+        plan = str(server.sql(f"EXPLAIN {across}"))
+        assert "ClickHouseScan: SELECT toInt64(count())" in plan and "DataSourceExec" in plan, "each counts its own"
         assert [row[0] % 5 for row in server.sql(newest)] == [4, 4, 4]
         assert [row[0] % 5 for row in server.sql(oldest)] == [0, 0, 0]
         assert server.value(values) == sum(range(50, 100))

@@ -83,10 +83,10 @@ def secured(service, tmp_path_factory):
     kafka.down()
 
 
-def url_of(kafka, topic, mechanism="SCRAM-SHA-512", *, listener="SASL_SSL", ca=None, user=USER):
+def url_of(kafka, topic, mechanism="SCRAM-SHA-512", *, ca=None, user=USER):
     """The log's URL for someone with the password."""
     secret = f"mechanism={mechanism}&password_file={kafka.password_file}&ca_file={ca or kafka.authority.pem}"
-    return f"kafka://{user}@{kafka.at(listener)}/{topic}?security=sasl_ssl&{secret}"
+    return f"kafka://{user}@{kafka.at('SASL_SSL')}/{topic}?security=sasl_ssl&{secret}"
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)

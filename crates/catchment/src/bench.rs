@@ -30,7 +30,7 @@ const PROBED_FULL_MAX: Duration = Duration::from_secs(20);
 const WARM_UP: Duration = Duration::from_secs(2);
 const VISIBLE_MAX: Duration = Duration::from_secs(300);
 /// After full load: so long at most, until in each of some seconds so little is used, in CPU seconds.
-const REST_S_MAX: u32 = 60;
+const REST_S_MAX: u32 = 120;
 const QUIET_S: u32 = 3;
 const REST_CPU: f64 = 0.15;
 
@@ -122,8 +122,8 @@ async fn measure(args: &IngestArgs, target: &Target) -> anyhow::Result<Report> {
     let resident = memory.stop().await;
     // What the platform takes for as long as one likes: until the last event is visible, not only acknowledged, and merged, since
     // what is put off while everybody is busy has to be done at last.
-    let rest = if args.no_half { Duration::ZERO } else { wait_for_rest(target).await? };
-    let rate = sent.acknowledged as f64 / (sent.elapsed + lag + rest).as_secs_f64();
+    let rest = if args.no_half { None } else { wait_for_rest(target).await? };
+    let rate = sent.acknowledged as f64 / (sent.elapsed + lag + rest.unwrap_or_default()).as_secs_f64();
     report.full(&sent, cpu_seconds, beside, lag, rest, resident);
 
     let probed = duration.min(PROBED_FULL_MAX);
@@ -212,9 +212,9 @@ async fn wait_visible(client: &Client, events: u64) -> anyhow::Result<Duration> 
     }
 }
 
-/// Waits until the platform has little to do, a few seconds or a minute at most: merges of what full load has left are done then.
-/// Gives for how long it had more to do.
-async fn wait_for_rest(target: &Target) -> anyhow::Result<Duration> {
+/// Waits until the platform has little to do, so that merges of what full load has left are done. Gives for how long it had more to
+/// do; nothing when it did not come to rest in time.
+async fn wait_for_rest(target: &Target) -> anyhow::Result<Option<Duration>> {
     let mut quiet = 0;
     let mut used = target.cpu_seconds()?;
     for second in 1..=REST_S_MAX {
@@ -223,10 +223,10 @@ async fn wait_for_rest(target: &Target) -> anyhow::Result<Duration> {
         quiet = if now - used < REST_CPU { quiet + 1 } else { 0 };
         used = now;
         if quiet == QUIET_S {
-            return Ok(Duration::from_secs((second - QUIET_S).into()));
+            return Ok(Some(Duration::from_secs((second - QUIET_S).into())));
         }
     }
-    Ok(Duration::from_secs(REST_S_MAX.into()))
+    Ok(None)
 }
 
 /// Whether events are in the log that are not decoded yet.

@@ -312,6 +312,9 @@ async fn member_of_a_process_of_its_own() {
         if claimed.is_err() {
             until("it loses all", || member.assigned().is_empty()).await;
             println!("lost");
+            (0..3).for_each(|partition| member.group.left(partition));
+            until("the group has taken it in again", || member.has_joined()).await;
+            println!("member again");
         }
     }
 }
@@ -356,6 +359,7 @@ async fn a_sleeper_cannot_claim(test: &str, other_stays: bool) {
     let said = hear("claim");
     assert!(said.contains("Err(Lost(0))"), "{said}");
     assert!(hear("lost").contains("lost"));
+    assert!(hear("member").contains("again"));
     if other_stays {
         assert_eq!(other.group.claimed(0).await, Ok(5..9));
     } else {

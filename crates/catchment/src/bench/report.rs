@@ -63,7 +63,7 @@ impl Report {
         cpu_seconds: f64,
         beside: Vec<(String, f64)>,
         lag: Duration,
-        rest: Duration,
+        rest: Option<Duration>,
         resident: Vec<u64>,
     ) {
         let millions = sent.acknowledged as f64 / 1e6;
@@ -74,14 +74,17 @@ impl Report {
             "seconds": round(sent.elapsed.as_secs_f64()),
             "events_per_second_acknowledged": (sent.acknowledged as f64 / sent.elapsed.as_secs_f64()).round(),
             "events_per_second_whole_way": (sent.acknowledged as f64 / (sent.elapsed + lag).as_secs_f64()).round(),
-            "events_per_second_with_merges": (sent.acknowledged as f64 / (sent.elapsed + lag + rest).as_secs_f64()).round(),
             "server_cpu_seconds": round(cpu_seconds),
             "server_cpu_seconds_per_million_events": round(cpu_seconds / millions),
             "beside_cpu_seconds_per_million_events": beside,
             "visible_in_sql_after_ms": lag.as_millis() as u64,
-            "merges_done_after_ms": rest.as_millis() as u64,
             "resident_mib": sampled(&resident),
         });
+        if let Some(rest) = rest {
+            let seconds = (sent.elapsed + lag + rest).as_secs_f64();
+            self.full["merges_done_after_ms"] = (rest.as_millis() as u64).into();
+            self.full["events_per_second_with_merges"] = (sent.acknowledged as f64 / seconds).round().into();
+        }
     }
 
     /// A phase with the probe.

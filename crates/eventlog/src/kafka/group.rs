@@ -254,6 +254,7 @@ impl Shared {
         let (leaving, staying): (BTreeSet<_>, BTreeSet<_>) =
             published.iter().partition(|id| taken.contains(*id));
         state.given.retain(|id| !taken.contains(id));
+        state.has_joined &= !is_lost;
         if !leaving.is_empty() {
             tracing::info!(partitions = ?leaving, is_lost, "leaves these partitions");
             self.assigned.send_replace(Arc::new(staying));

@@ -25,7 +25,7 @@ use super::error::{ClickHouseError, Trouble};
 
 /// Rows without columns that are given at once: they are only counted.
 const COUNTED_ROWS: u64 = 1 << 16;
-/// Memory of groups in ClickHouse.
+/// Memory of a query's groups in ClickHouse, bytes.
 const GROUP_BYTES_MAX: u64 = 1 << 30;
 /// A query that nobody has ended is ended by ClickHouse, seconds. Ours have limits of their own, which are shorter.
 const EXECUTION_S_MAX: u32 = 3600;

@@ -10,6 +10,7 @@ use catchment_types::Timestamp;
 
 use super::client::Client;
 use super::error::{ClickHouseError, Trouble};
+use super::filter::quoted;
 use crate::history::HistoryConfig;
 use crate::history::cold::COLD_TABLES;
 use crate::tables::{Period, TableId};
@@ -113,15 +114,16 @@ pub(super) async fn prepare(
     for (version, statements) in (1..).zip(MIGRATIONS).skip(found as usize) {
         migrate(client, version, statements).await?;
     }
-    if let Some(known) = archive_of(client).await?.filter(|known| Some(known.as_str()) != archive) {
-        let named = archive.map(str::to_owned);
+    let known = archive_of(client).await?;
+    if known.is_some() && known.as_deref() != archive {
+        let (known, named) = (known.unwrap_or_default(), archive.map(str::to_owned));
         return Err(client.error(Trouble::OtherArchive { known, named }));
     }
     for table in TableId::ALL {
         let is_archived = archive.is_some() && COLD_TABLES.contains(&table);
-        if let Some(place) = archive.filter(|_| is_archived) {
-            let comment = format!("{ARCHIVE}{place}").replace('\\', "\\\\").replace('\'', "\\'");
-            client.execute(&format!("ALTER TABLE {} MODIFY COMMENT '{comment}'", table.name())).await?;
+        if let (None, true, Some(place)) = (&known, is_archived, archive) {
+            let comment = quoted(&format!("{ARCHIVE}{place}"));
+            client.execute(&format!("ALTER TABLE {} MODIFY COMMENT {comment}", table.name())).await?;
         }
         keep(client, table, config.retention_days(table).filter(|_| !is_archived)).await?;
     }
@@ -135,7 +137,8 @@ pub(super) async fn prepare(
 pub(super) async fn archive_of(client: &Client) -> Result<Option<String>, ClickHouseError> {
     let names = COLD_TABLES.map(|table| format!("'{}'", table.name())).join(", ");
     let query = format!(
-        "SELECT max(comment) FROM system.tables WHERE database = currentDatabase() AND name IN ({names}) FORMAT TSVRaw"
+        "SELECT max(comment) FROM system.tables WHERE database = currentDatabase() AND name IN ({names}) \
+         AND startsWith(comment, '{ARCHIVE}') FORMAT TSVRaw"
     );
     let comment = client.text(&query).await?;
     Ok(comment.trim_end_matches('\n').strip_prefix(ARCHIVE).map(str::to_owned))
