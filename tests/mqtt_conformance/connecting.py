@@ -8,6 +8,8 @@ from harness import raw_mqtt as raw
 from .registry import V3, V5, case
 from .wire import PING, connect, publish, subscribe, topic, unique
 
+# Taken for a token, and refused wherever it is shown.
+WRONG = "ctm_wrong"
 MALFORMED, PROTOCOL, UNSUPPORTED, CLIENT_ID, CREDENTIALS = 0x81, 0x82, 0x84, 0x85, 0x86
 NOT_AUTHORIZED, AUTH_METHOD, TAKEN_OVER, TOO_LARGE, KEEP_ALIVE = 0x87, 0x8C, 0x8E, 0x95, 0x8D
 
@@ -152,7 +154,7 @@ def a_malformed_connect(broker, version):
 
 @case(v5="3.1.4-2")
 def wrong_credentials(broker, version):
-    client = broker.client(version).send(connect(version, unique(), username="u", password="wrong"))
+    client = broker.client(version).send(connect(version, unique(), username="u", password=WRONG))
     assert client.refused(CREDENTIALS, NOT_AUTHORIZED) is not None
 
 
@@ -214,7 +216,7 @@ def after_a_refusal_nothing_is_done(broker, version):
     name = topic()
     watcher = broker.open(version).subscribed(name)
     client = broker.client(version)
-    client.send(connect(version, unique(), username="u", password="wrong"), publish(version, name, qos=1))
+    client.send(connect(version, unique(), username="u", password=WRONG), publish(version, name, qos=1))
     codes = (4, 5) if version == V3 else (CREDENTIALS, NOT_AUTHORIZED)
     connack = client.refused(*codes)
     assert connack is not None and connack.session_present == 0
@@ -238,10 +240,10 @@ def no_packet_is_larger_than_the_client_takes(broker, version):
 
 @case(v5="3.2.2-19 3.2.2-20")
 def the_reason_string_of_connack_is_left_out(broker, version):
-    refused = connect(version, unique(), username="u", password="wrong", maximum_packet_size=20)
+    refused = connect(version, unique(), username="u", password=WRONG, maximum_packet_size=20)
     connack = broker.client(version).send(refused).refused(CREDENTIALS, NOT_AUTHORIZED)
     assert connack.size <= 20 and connack.get("reason_string") is None
-    roomy = connect(version, unique(), username="u", password="wrong")
+    roomy = connect(version, unique(), username="u", password=WRONG)
     assert broker.client(version).send(roomy).refused(CREDENTIALS, NOT_AUTHORIZED).get("reason_string")
 
 
@@ -291,7 +293,7 @@ def auth_without_a_method(broker, version):
 @case(v3="3.2.2-6")
 def connack_has_only_the_codes_there_are(broker, version):
     answers = [
-        broker.client(version).send(connect(version, unique(), username="u", password="wrong")).refused(4, 5),
+        broker.client(version).send(connect(version, unique(), username="u", password=WRONG)).refused(4, 5),
         broker.client(version).send(connect(version, "", clean=False)).refused(2),
         broker.client(version).send(header(version, 2, payload=raw.text("c"), level=3)).refused(1),
     ]

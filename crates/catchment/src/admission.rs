@@ -7,6 +7,7 @@
 //! | anything else as password | device id, or `REALM/DEVICE_ID` | the password of that device |
 //! | a certificate and no password | | the device that it names (`certificate.rs`) |
 //! | nothing | | let in only while every listener is on loopback |
+//! | a password where there is none to compare it with | a device without one, in realm `main` | as with nothing |
 //!
 //! Realms, rules, bans and limits are compiled from the registry when they have changed; checks read memory only.
 
@@ -28,8 +29,8 @@ use catchment_gateway::{
     RateLimits, Role,
 };
 use catchment_store::registry::{
-    Access, AclRecord, Banned, Identity, PasswordError, Registry, Role as TokenRole, TOKEN_PREFIX,
-    device_name,
+    Access, AclRecord, Banned, Identity, PasswordError, Registry, RegistryError, Role as TokenRole,
+    TOKEN_PREFIX, device_name,
 };
 use catchment_types::{DEFAULT_REALM, Timestamp, check_device_id};
 use parking_lot::{Mutex, RwLock};
@@ -244,13 +245,11 @@ impl RegistryAdmission {
         {
             return certificate::principal(shown, device_id);
         }
+        let anonymous = || Principal::new(DEFAULT_REALM, Arc::clone(&ANONYMOUS), Role::Admin);
         let Some(password) = credentials.password else {
-            return match self.anonymous {
-                true => Ok(Principal::new(DEFAULT_REALM, Arc::clone(&ANONYMOUS), Role::Admin)),
-                false => Err(Denied::BadCredentials),
-            };
+            return self.anonymous.then(anonymous).ok_or(Denied::BadCredentials);
         };
-        // Whoever shows a secret means it: a wrong one is refused on loopback too.
+        // Whoever shows a token means it: a wrong one is refused on loopback too.
         let text = std::str::from_utf8(password).unwrap_or_default();
         if text.starts_with(TOKEN_PREFIX) {
             let identity = self.registry.verify(text).ok_or(Denied::BadCredentials)?;
@@ -262,6 +261,14 @@ impl RegistryAdmission {
         }
         let username = credentials.username.ok_or(Denied::BadCredentials)?;
         let (realm, device_id) = username.split_once('/').unwrap_or((DEFAULT_REALM, username));
+        // Many clients always send a user name and a password. Who needs neither is not turned away for them; but a password
+        // that is set has to be right.
+        if self.anonymous
+            && realm == DEFAULT_REALM
+            && !self.registry.has_password(realm, device_id).await.map_err(|error| undecided(&error))?
+        {
+            return Ok(anonymous());
+        }
         let good = self.registry.verify_password(realm, device_id, password).await;
         match good {
             Ok(true) => {}
@@ -269,10 +276,7 @@ impl RegistryAdmission {
             Err(PasswordError::Busy) => {
                 return Err(Denied::Unavailable("too many logins at once".to_owned()));
             }
-            Err(PasswordError::Registry(error)) => {
-                tracing::error!(%error, "a password could not be verified");
-                return Err(Denied::Unavailable("the registry failed".to_owned()));
-            }
+            Err(PasswordError::Registry(error)) => return Err(undecided(&error)),
         }
         let mut principal = Principal::new(realm, device_id, Role::Device(device_id.into()));
         principal.credential = Some(format!("password:{realm}/{device_id}").into());
@@ -320,6 +324,12 @@ impl RegistryAdmission {
 pub(crate) fn check(config: &AdmissionConfig) -> anyhow::Result<()> {
     config.check()?;
     Jwt::check(&config.jwt)
+}
+
+/// The registry is needed for an answer and gives none.
+fn undecided(error: &RegistryError) -> Denied {
+    tracing::error!(%error, "a password could not be verified");
+    Denied::Unavailable("the registry failed".to_owned())
 }
 
 fn by_token(identity: &Identity) -> Result<Principal, Denied> {

@@ -62,6 +62,20 @@ async fn tokens_open_the_door() {
 }
 
 #[tokio::test]
+async fn a_password_is_compared_where_there_is_one() {
+    let desk = Desk::open(true).await;
+    desk.registry.create_device_in("main", "d", None).await.unwrap();
+    assert_eq!(&*desk.login("nobody", Some("secret")).await.unwrap().name, "anonymous");
+    assert_eq!(&*desk.login("d", Some("secret")).await.unwrap().name, "anonymous");
+    let password = desk.registry.set_password("main", "d", None).await.unwrap();
+    assert_eq!(desk.refusal("d", Some("secret")).await, Denied::BadCredentials);
+    let device = desk.login("d", Some(&password)).await.unwrap();
+    assert_eq!(device.role, Role::Device("d".into()));
+    // What names another realm must not end up in this one.
+    assert_eq!(desk.refusal("plant/d", Some("secret")).await, Denied::BadCredentials);
+}
+
+#[tokio::test]
 async fn passwords_belong_to_one_device_of_one_realm() {
     let desk = Desk::open(false).await;
     desk.registry.put_realm("plant", RateLimits::default(), RateLimits::default()).await.unwrap();

@@ -43,14 +43,14 @@ pub(crate) struct Wish {
     pub(crate) subscription_id: u32,
 }
 
-/// One session that gets a message, once, however many of its filters match.
+/// One session that gets a message, by one of its filters that match or by several.
 #[derive(Debug)]
 pub(crate) struct Target {
     pub(crate) session: Arc<Session>,
-    /// The highest of the matching subscriptions.
+    /// The highest of these subscriptions.
     pub(crate) qos: QoS,
     pub(crate) retain_as_published: bool,
-    /// Identifiers of all matching subscriptions.
+    /// Their identifiers.
     pub(crate) subscription_ids: Vec<u32>,
     /// The shared subscription that chose this session. It is a message of its own, beside that of other filters.
     pub(crate) shared: Option<Arc<str>>,
@@ -101,7 +101,7 @@ pub(crate) struct Subscriptions {
     /// What the tree takes; changed under its lock only.
     bytes: AtomicUsize,
     bytes_max: usize,
-    /// One message for each filter that matches, instead of one for each session.
+    /// Clients get a message for each of their filters that match, instead of one, unless one of them is the topic itself.
     copies: bool,
 }
 
@@ -203,7 +203,7 @@ impl Subscriptions {
     /// Whether anybody subscribed to this topic, and how many nodes were looked at.
     pub(crate) fn is_wanted(&self, topic: &str) -> (bool, usize) {
         let mut nodes = 0;
-        let found = |leaf: &Leaf| match leaf.is_empty() {
+        let found = |leaf: &Leaf, _| match leaf.is_empty() {
             true => ControlFlow::Continue(()),
             false => ControlFlow::Break(()),
         };
@@ -240,14 +240,18 @@ impl Subscriptions {
         }
         let mut subscribers = 0;
         let mut places = Places::default();
-        let mut each = |leaf: &Leaf| {
+        let mut each = |leaf: &Leaf, named: bool| {
             subscribers += leaf.single.len() + leaf.shared.len();
             for subscriber in leaf.single.values().filter(|subscriber| may(subscriber)) {
                 let session = subscriber.session.id();
-                match if self.copies { None } else { places.of(session) } {
+                // The filter that is the topic itself comes first, and then stands for the session's others.
+                let merges = named || !self.copies || !is_client(&subscriber.session);
+                match places.of(session) {
                     Some(place) => targets[place].merge(&subscriber.wish),
                     None => {
-                        places.add(session, targets.len());
+                        if merges {
+                            places.add(session, targets.len());
+                        }
                         targets.push(subscriber.target(None));
                     }
                 }
@@ -350,40 +354,45 @@ impl Node {
         }
     }
 
+    /// Calls `each` with the subscribers of every filter that matches, and whether it is the topic itself.
     fn visit(
         &self,
         topic: &str,
         nodes: &mut usize,
-        each: &mut impl FnMut(&Leaf) -> ControlFlow<()>,
+        each: &mut impl FnMut(&Leaf, bool) -> ControlFlow<()>,
     ) -> ControlFlow<()> {
         // `#` and `+` at the first level do not reach topics that start with `$`.
         if !is_reserved(topic) {
-            return self.descend(Some(topic), nodes, each);
+            return self.descend(Some(topic), true, nodes, each);
         }
         let (level, rest) = split(topic);
-        self.children.get(level).map_or(ControlFlow::Continue(()), |child| child.descend(rest, nodes, each))
+        self.children
+            .get(level)
+            .map_or(ControlFlow::Continue(()), |child| child.descend(rest, true, nodes, each))
     }
 
-    /// `topic`: the levels below this node; none when the topic ends here.
+    /// `topic`: the levels below this node; none when the topic ends here. `named`: no wildcard has led here. The filter that
+    /// is the topic itself is visited first.
     fn descend(
         &self,
         topic: Option<&str>,
+        named: bool,
         nodes: &mut usize,
-        each: &mut impl FnMut(&Leaf) -> ControlFlow<()>,
+        each: &mut impl FnMut(&Leaf, bool) -> ControlFlow<()>,
     ) -> ControlFlow<()> {
         *nodes += 1;
-        if let Some(leaf) = &self.rest {
-            each(leaf)?;
+        match topic.map(split) {
+            None => each(&self.here, named)?,
+            Some((level, rest)) => {
+                if let Some(child) = self.children.get(level) {
+                    child.descend(rest, named, nodes, each)?;
+                }
+                if let Some(child) = &self.any {
+                    child.descend(rest, false, nodes, each)?;
+                }
+            }
         }
-        let Some(topic) = topic else { return each(&self.here) };
-        let (level, rest) = split(topic);
-        if let Some(child) = self.children.get(level) {
-            child.descend(rest, nodes, each)?;
-        }
-        match &self.any {
-            Some(child) => child.descend(rest, nodes, each),
-            None => ControlFlow::Continue(()),
-        }
+        self.rest.as_ref().map_or(ControlFlow::Continue(()), |leaf| each(leaf, false))
     }
 
     /// The filters of clients, each with no more levels than `levels`. Breaks off when there are more than `max`.

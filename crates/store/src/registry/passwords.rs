@@ -298,6 +298,17 @@ impl Registry {
         Ok(deleted.rows_affected() > 0)
     }
 
+    /// Whether a device has a password at all.
+    ///
+    /// # Errors
+    /// The registry failed.
+    pub async fn has_password(&self, realm: &str, device_id: &str) -> Result<bool, RegistryError> {
+        let query = "SELECT device_id FROM passwords WHERE realm = $1 AND device_id = $2";
+        let row: Option<(String,)> =
+            sqlx::query_as(query).bind(realm).bind(device_id).fetch_optional(&self.pool).await?;
+        Ok(row.is_some())
+    }
+
     /// Whether this is the device's password.
     ///
     /// # Errors

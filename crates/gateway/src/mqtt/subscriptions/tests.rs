@@ -57,6 +57,24 @@ fn the_standards_examples() {
     assert_eq!(ids(&subscriptions, "$SYS"), [8]);
 }
 
+#[test]
+fn bridges_and_other_gateways_get_one_copy() {
+    let subscriptions = Subscriptions::new(true, usize::MAX);
+    let limits = QueueLimits { messages_max: 10, bytes_max: 1000 };
+    let of = |id, client_id: &str| {
+        Arc::new(Session::new(id, client_id, limits, Arc::new(Keeper::volatile(&Default::default()))))
+    };
+    let peer = 1 << 63;
+    for session in [of(1, "client"), of(2, "\0bridge/x"), of(peer, "gateway-2")] {
+        for text in ["a/#", "+/b", "a/+", "a/c"] {
+            assert_eq!(subscriptions.insert(filter(text), &session, WISH), Ok(true));
+        }
+    }
+    assert_eq!(ids(&subscriptions, "a/b"), [1, 1, 1, 2, peer]);
+    // A filter that is the topic itself stands for the others.
+    assert_eq!(ids(&subscriptions, "a/c"), [1, 2, peer]);
+}
+
 /// The rules of the standard, level by level.
 fn matches(filter: &str, topic: &str) -> bool {
     fn levels<'a>(
