@@ -102,7 +102,12 @@ pub(crate) fn run(settings: Settings, demo: Option<&WorldArgs>) -> anyhow::Resul
 /// Threads for tasks, as many as there are processors, with a name that tells what they are busy with. A block takes milliseconds
 /// to decode: what serves sockets does not wait behind that, but has its share of the processors beside it.
 fn threads(name: &str) -> std::io::Result<Runtime> {
-    tokio::runtime::Builder::new_multi_thread().thread_name(name).enable_all().build()
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    // Tokio's workers first run what was woken last. What arrived first is to be handled first: who has subscribed gets what
+    // another client publishes afterwards.
+    #[cfg(tokio_unstable)]
+    builder.disable_lifo_slot();
+    builder.thread_name(name).enable_all().build()
 }
 
 /// Keeps the kernel from backing our memory with huge pages: buffers come and go on many threads, and a huge page stays
@@ -303,7 +308,7 @@ impl App {
             && let Engine::Redis(target) =
                 engines::resolve(Seam::Snapshot, &settings.engines, &settings.data)?
         {
-            peers::start(&gateway, &target, &closing, &mut servers)?;
+            peers::start(&gateway, &target, &closing, &mut servers).await?;
         }
         let history_stop = CancellationToken::new();
         let mut background = JoinSet::new();
