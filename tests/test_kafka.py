@@ -250,7 +250,7 @@ def test_check(topic):
     address, name = topic
     url = f"kafka://{address}/{name}"
     checked = run("check", "--log", url)
-    assert re.search(rf"engine log +{url} → Kafka cluster \S+, 1 broker, no topic yet, answers in [\d.]+ ms", checked.stdout)
+    assert re.search(rf"engine log +{url} → Kafka cluster \S+, version 4.0 or later, 1 broker, no topic yet, answers in [\d.]+ ms", checked.stdout)
     assert "the topic will be made, with " in checked.stdout
     (port,) = free_ports(1)
     checked = run("check", "--log", f"kafka://user:secret@127.0.0.1:{port}/t")

@@ -217,6 +217,40 @@ def test_history_goes_to_clickhouse(new_server, database, clickhouse):
     assert late.returncode == 1, late.stdout
 
 
+def test_everything_goes_past_one_machine(new_server, database, clickhouse, service):
+    """Kafka begins anew, with an empty topic; history and registry have all that was before."""
+    server, headers, token, (rows, registered) = filled(new_server)
+    topic = f"migrate-{uuid.uuid4().hex[:12]}"
+    log = f"kafka://{service('kafka')}/{topic}"
+    to = configuration(server, "past", log=log, registry=database, history=clickhouse.url, snapshot=service("redis"))
+    with to.open("a") as settings:
+        settings.write(f'[engines.redis]\nprefix = "{topic}:"\n')
+    done = migrate(f"file:{server.data}", to)
+    assert done.returncode == 0, done.stdout + done.stderr
+    counts = counted(done)
+    assert counts["history raw_events"] == (EVENTS + 1, EVENTS + 1) and all(there == was for was, there in counts.values())
+    assert migrate(f"file:{server.data}", to).returncode == 0
+
+    old, server.data, server.flags = server.data, server.folder / "past", ["--config", str(to)]
+    server.start()
+    assert everything(server, headers) == rows and listed(server, headers) == registered
+    # Latest values too, though the new log has none of the events they came from.
+    latest = lambda: server.get("/api/v1/devices/truck-0/snapshot", headers=headers).json()["metrics"]  # noqa: E731
+    eventually(lambda: "speed" in latest(), 10, "the latest values are there")
+    sent = [server.post_event("truck-1", {"speed": n}, headers={"Authorization": f"Bearer {token}"}) for n in range(20)]
+    count = EVENTS + 1 + len(sent)
+    eventually(lambda: len(everything(server, headers)[0]) == count, 20, "the new events are there, and no other twice")
+    # Killed and started again, it reads the new log again, from where it was.
+    server.kill()
+    server.start()
+    server.post_event("truck-1", {"speed": 99}, headers={"Authorization": f"Bearer {token}"})
+    eventually(lambda: len(everything(server, headers)[0]) == count + 1, 20, "and one more")
+    time.sleep(3)
+    assert len(everything(server, headers)[0]) == count + 1
+    assert clickhouse.ask("SELECT sum(count) FROM aggregated_metrics WHERE metric_name = 'speed'") == str(EVENTS + 21)
+    assert old.is_dir(), "the source stays"
+
+
 def test_a_move_that_is_killed_is_called_again(new_server, database, clickhouse):
     server, headers, _, (rows, _) = filled(new_server)
     to = configuration(server, "data", registry=database, history=clickhouse.url)

@@ -1,5 +1,6 @@
 """MQTT between gateways: what is published at one reaches who subscribed at another, by Redis."""
 
+import subprocess
 import time
 
 import pytest
@@ -12,15 +13,24 @@ from harness.services import KINDS
 def gateways(new_server, service):
     """Three platforms that share nothing but Redis: what passes between them passes as between gateways."""
     redis = service("redis")
+    prefix = f'[engines.redis]\nprefix = "peers-{time.time_ns()}:"\n'
     made = []
 
     def start(count=2, address=redis, config=""):
-        prefix = f'[engines.redis]\nprefix = "peers-{time.time_ns()}:"\n'
-        for number in range(count):
+        for number in range(len(made), len(made) + count):
             made.append(new_server(f"gateway-{number}", flags=["--snapshot", address], config=config + prefix).start())
         return made
 
     return start
+
+
+@pytest.fixture
+def own_redis(service, tmp_path):
+    """A Redis that a test may stop and wipe, and its address."""
+    service("redis")
+    own = KINDS["redis"](tmp_path / "redis")
+    yield own, own.up()
+    own.down()
 
 
 def client(server, name, **options):
@@ -125,6 +135,83 @@ def test_retained_messages_are_everywhere(gateways):
     assert silent(later)
 
 
+def retained_by(server, name, filter="state/#"):
+    """The retained messages that a new subscriber gets: payloads by topic."""
+    reader = client(server, name)
+    reader.subscribe(filter, qos=1)
+    time.sleep(0.5)
+    messages = [reader.next() for _ in range(reader.messages.qsize())]
+    assert all(message.retain for message in messages), messages
+    reader.disconnect()
+    return {message.topic: message.payload for message in messages}
+
+
+def test_a_gateway_that_comes_later_has_what_was_retained(gateways, service):
+    (first,) = gateways(1)
+    operator = client(first, "operator")
+    for number in range(1200):
+        operator.publish(f"state/{number}", b"old", qos=0, retain=True)
+    operator.publish("state/7", b"new", qos=1, retain=True)
+    operator.publish("state/8", b"", qos=1, retain=True)
+    lived = properties("PUBLISH", MessageExpiryInterval=600, ContentType="text/plain")
+    operator.publish("state/kept", b"for ten minutes", qos=1, retain=True, properties=lived)
+    short = properties("PUBLISH", MessageExpiryInterval=1)
+    operator.publish("state/short", b"for a second", qos=1, retain=True, properties=short)
+    time.sleep(1.2)
+    _, second = gateways(1)
+    wanted = {f"state/{number}": b"old" for number in range(1200)}
+    wanted |= {"state/7": b"new", "state/kept": b"for ten minutes"}
+    del wanted["state/8"]
+    assert retained_by(second, "a") == wanted
+
+    # One that was away learns what has changed, and brings nothing back that is gone.
+    second.stop()
+    operator.publish("state/9", b"", qos=1, retain=True)
+    operator.publish("state/10", b"newer", qos=1, retain=True)
+    time.sleep(0.3)
+    second.start()
+    del wanted["state/9"]
+    wanted["state/10"] = b"newer"
+    assert retained_by(second, "b") == wanted and retained_by(first, "c") == wanted
+
+
+@pytest.mark.parametrize("how", ["wiped", "restarted"])
+def test_what_is_retained_outlives_redis(gateways, own_redis, how):
+    redis, address = own_redis
+    first, second = gateways(address=address)
+    watcher = client(second, "watcher")
+    watcher.subscribe("state/#", qos=1)
+    known(first, 1)
+    operator = client(first, "operator")
+    for topic in ("door", "light", "heat"):
+        operator.publish(f"state/{topic}", b"1", qos=1, retain=True)
+    assert sorted(watcher.next().topic for _ in range(3)) == ["state/door", "state/heat", "state/light"]
+    time.sleep(0.3)
+    wanted = {"state/door": b"2", "state/heat": b"1"}
+    if how == "wiped":
+        subprocess.run(["redis-cli", "-u", address, "FLUSHALL"], check=True, capture_output=True, timeout=10)
+        operator.publish("state/door", b"2", qos=1, retain=True)
+        operator.publish("state/light", b"", qos=1, retain=True)
+    else:
+        redis.down()
+        # Nobody hears of it now.
+        operator.publish("state/door", b"2", qos=1, retain=True)
+        operator.publish("state/light", b"", qos=1, retain=True)
+        time.sleep(0.5)
+        redis.up()
+    # Who subscribed all the time gets what it has missed, once.
+    found = {}
+    for _ in range(2):
+        message = watcher.next(30)
+        found[message.topic] = message.payload
+    assert found == {"state/door": b"2", "state/light": b""}
+    assert silent(watcher, 1)
+    eventually(lambda: retained_by(second, f"s{time.time_ns()}") == wanted, 20, "the second has the new ones")
+    time.sleep(11 if how == "wiped" else 1)
+    third = gateways(1, address=address)[-1]
+    assert retained_by(third, "t") == wanted == retained_by(first, "f")
+
+
 def test_a_kept_session_and_a_will(gateways):
     first, second = gateways()
     device = client(second, "sleeper", clean=False, expiry_s=600)
@@ -160,32 +247,28 @@ def test_many_filters_are_told_as_few(gateways):
     assert metric(first, "peer_sent_messages_total") == 2
 
 
-def test_redis_away_and_back(gateways, service, tmp_path):
-    service("redis")
-    own = KINDS["redis"](tmp_path / "redis")
-    try:
-        first, second = gateways(address=own.up())
-        device = client(second, "device")
-        device.subscribe("commands/#", qos=1)
-        known(first, 1)
-        operator = client(first, "operator")
-        own.down()
-        # Acknowledged, since it is durable where it has to be; and clients of the same gateway get it.
-        near = client(first, "near")
-        near.subscribe("commands/#", qos=1)
-        operator.publish("commands/1", b"lost", qos=1)
-        assert near.next().payload == b"lost"
-        eventually(lambda: metric(first, "peer_dropped_messages_total") >= 1, 20, "the loss is counted")
-        own.up()
+def test_redis_away_and_back(gateways, own_redis):
+    own, address = own_redis
+    first, second = gateways(address=address)
+    device = client(second, "device")
+    device.subscribe("commands/#", qos=1)
+    known(first, 1)
+    operator = client(first, "operator")
+    own.down()
+    # Acknowledged, since it is durable where it has to be; and clients of the same gateway get it.
+    near = client(first, "near")
+    near.subscribe("commands/#", qos=1)
+    operator.publish("commands/1", b"lost", qos=1)
+    assert near.next().payload == b"lost"
+    eventually(lambda: metric(first, "peer_dropped_messages_total") >= 1, 20, "the loss is counted")
+    own.up()
 
-        def arrives():
-            operator.publish("commands/2", b"back", qos=1)
-            return not silent(device)
+    def arrives():
+        operator.publish("commands/2", b"back", qos=1)
+        return not silent(device)
 
-        eventually(arrives, 30, "messages pass again")
-        assert device.next().payload == b"back"
-    finally:
-        own.down()
+    eventually(arrives, 30, "messages pass again")
+    assert device.next().payload == b"back"
 
 
 def test_a_gateway_that_is_gone_is_forgotten(gateways):

@@ -1,5 +1,7 @@
 //! The gateway as the composition root sees it, and what all connections share.
 
+mod peers;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::future::Future;
@@ -29,8 +31,8 @@ use crate::ingest::Batches;
 use crate::marks::{self, Mark};
 use crate::metrics::GatewayMetrics;
 use crate::mqtt::{
-    self, Broker, FromPeer, Interest, KeepError, Keeper, KeptRecord, Message, Outbox, PeerMessage, Pool,
-    PublishProperties, QoS, RECHECK, SERVER, SHUT_DOWN, SessionStore, Signal, TopicLimits, Will,
+    self, Broker, Interest, KeepError, Keeper, KeptRecord, Message, Outbox, Pool, PublishProperties, QoS,
+    RECHECK, SERVER, SHUT_DOWN, SessionStore, Signal, TopicLimits, Will,
 };
 use crate::route::{RouteBook, RouteStore, RouteStoreError, Routes};
 use crate::transport::{Listener, Remote};
@@ -353,62 +355,6 @@ impl Gateway {
         Ok(())
     }
 
-    /// What clients of this gateway subscribe to, as text for other gateways' [`Self::set_peers`].
-    #[must_use]
-    pub fn interest(&self) -> String {
-        mqtt::say(&self.brokers())
-    }
-
-    /// Another number whenever [`Self::interest`] may say something else.
-    #[must_use]
-    pub fn interest_generation(&self) -> u64 {
-        self.brokers().iter().fold(0, |sum, broker| sum.wrapping_add(broker.subscriptions.generation() + 1))
-    }
-
-    /// The other gateways of the platform, by the names of their processes, with what each said of itself: messages that their
-    /// clients subscribe to are told by [`Self::take_for_peers`] from now on.
-    pub fn set_peers(&self, said: &BTreeMap<Arc<str>, Arc<str>>) {
-        let mut heard = BTreeMap::new();
-        for (process, text) in said {
-            match mqtt::hear(text) {
-                Some(interest) => drop(heard.insert(Arc::clone(process), interest)),
-                None => tracing::warn!(
-                    process = &**process,
-                    "another gateway says something that is not understood; is it of another version?"
-                ),
-            }
-        }
-        self.metrics.peers.set(i64::try_from(heard.len()).unwrap_or(i64::MAX));
-        let realms: HashSet<String> = heard.values().flat_map(BTreeMap::keys).cloned().collect();
-        *self.heard.lock() = heard;
-        for realm in &realms {
-            self.broker(realm);
-        }
-        let mut subscriptions = 0;
-        for broker in self.brokers() {
-            mqtt::set_peers(&broker, &self.heard.lock());
-            subscriptions += broker.subscriptions.of_peers();
-        }
-        self.metrics.peer_subscriptions.set(i64::try_from(subscriptions).unwrap_or(i64::MAX));
-    }
-
-    /// Waits for messages to other gateways. What waits is bounded; what is over it is dropped and counted.
-    pub async fn take_for_peers(&self) -> Vec<PeerMessage> {
-        self.outbox.take().await
-    }
-
-    /// Counts messages that could not be brought to other gateways.
-    pub fn lost_for_peers(&self, messages: usize) {
-        self.metrics.peers_dropped.inc_by(messages as u64);
-    }
-
-    /// Delivers a message of another gateway to the clients of this one. `false`: it is none.
-    pub fn take_from_peer(&self, bytes: &[u8]) -> bool {
-        let Some(from) = FromPeer::decode(bytes) else { return false };
-        mqtt::take_from_peer(&self.broker(from.realm), from, &self.metrics);
-        true
-    }
-
     /// The broker of a realm, made when it is first needed. Realms come from admission, not from clients.
     pub(crate) fn broker(&self, realm: &str) -> Arc<Broker> {
         if let Some(broker) = self.brokers.read().get(realm) {
@@ -420,6 +366,7 @@ impl Gateway {
             let outbox = Arc::clone(&self.outbox);
             let broker = Broker::new(realm, &self.config.mqtt, self.metrics.clone(), keeper, outbox);
             mqtt::set_peers(&broker, &self.heard.lock());
+            broker.follow_sharing();
             Arc::new(broker)
         });
         Arc::clone(broker)

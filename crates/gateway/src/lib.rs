@@ -32,5 +32,5 @@ pub use config::{
 pub use gateway::{Gateway, NotATopic, OpenError};
 pub use marks::SourceMarks;
 pub use metrics::GatewayMetrics;
-pub use mqtt::{KeepError, PeerMessage, QoS, SessionStore};
+pub use mqtt::{KeepError, Learned, PeerMessage, QoS, RetainedChange, SessionStore};
 pub use route::{BadRoute, RouteRule, RouteStore, RouteStoreError};

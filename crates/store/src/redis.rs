@@ -19,6 +19,8 @@
 //! | `writer:{process}` | text, expires | missing: Redis was emptied since the process wrote |
 //! | `version:{realm}` | integer | grows with each commit; part of the names of answers |
 //! | `answer:{hash}` | bytes, expires | an answer that is kept |
+//! | `retained`, `retained:{realm}` | set, hash | realms; MQTT's retained messages by topic: a stamp of 16 hexadecimal digits, and the message |
+//! | `retained-by:{process}` | integer, expires | missing: Redis was emptied since the process wrote its retained messages |
 //! | `roster:{kind}`, `roster:{kind}:{process}` | set, text that expires | what processes say of themselves |
 //!
 //! A device's hash has a field for each metric, by its name (one that begins with `@` gets another in front), with JSON in
@@ -46,6 +48,7 @@ mod peers;
 mod probe;
 mod read;
 mod restore;
+mod retained;
 mod roster;
 mod writer;
 
@@ -57,4 +60,5 @@ pub use metrics::RedisMetrics;
 pub use peers::PeerChannel;
 pub use probe::{Probe, probe};
 pub use read::RedisSnapshot;
+pub use retained::{FoundRetained, RetainedEntry, SharedRetained};
 pub use writer::SnapshotWriter;

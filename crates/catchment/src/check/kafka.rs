@@ -46,9 +46,10 @@ fn ask(target: KafkaTarget) -> Result<Probe, String> {
     runtime.block_on(probe(target)).map_err(|error| error.to_string())
 }
 
-/// What there is to be told of a cluster and a topic. Kafka has no request for its version.
+/// What there is to be told of a cluster and a topic.
 fn told(probe: &Probe) -> String {
     let cluster = probe.cluster.as_deref().unwrap_or("without an identifier");
+    let version = probe.version.as_ref().map_or(String::new(), |version| format!(", version {version}"));
     let brokers = match probe.brokers {
         1 => "1 broker".to_owned(),
         brokers => format!("{brokers} brokers"),
@@ -58,7 +59,7 @@ fn told(probe: &Probe) -> String {
         None => "no topic yet".to_owned(),
     };
     let latency_ms = probe.latency.as_secs_f64() * 1e3;
-    format!("Kafka cluster {cluster}, {brokers}, {topic}, answers in {latency_ms:.1} ms")
+    format!("Kafka cluster {cluster}{version}, {brokers}, {topic}, answers in {latency_ms:.1} ms")
 }
 
 fn finding_of(found: String, verdict: Verdict) -> Finding {
@@ -103,6 +104,7 @@ mod tests {
     fn what_is_missing_is_told() {
         let good = Probe {
             cluster: None,
+            version: None,
             brokers: 1,
             partitions: Some(4),
             leaderless: Vec::new(),

@@ -89,6 +89,7 @@ pub async fn probe(target: KafkaTarget) -> Result<Probe, KafkaError> {
     blocking(move || {
         let asker = Asker::new(&target, &Context::default(), 0)?;
         let mut probe = asker.probe()?;
+        probe.version = asker.version(&runtime);
         if probe.partitions.is_some() {
             probe.record_bytes_max = asker.record_bytes_max(&runtime);
         }

@@ -28,6 +28,8 @@ const MAX_MESSAGE_BYTES: &str = "max.message.bytes";
 pub struct Probe {
     /// The cluster's identifier, if it has told.
     pub cluster: Option<String>,
+    /// What version its first broker is of, as far as that can be told; none if it does not say.
+    pub version: Option<String>,
     /// Number of brokers.
     pub brokers: usize,
     /// Partitions of the topic; none if there is no topic yet.
@@ -100,6 +102,7 @@ impl<'a> Asker<'a> {
                 .filter(|partition| partition.leader() < 0)
                 .map(|partition| partition.id())
                 .collect(),
+            version: None,
             record_bytes_max: None,
             latency,
         })
@@ -107,12 +110,28 @@ impl<'a> Asker<'a> {
 
     /// Asks for the limit of the topic's records.
     pub(super) fn record_bytes_max(&self, runtime: &Handle) -> Option<u64> {
-        let admin = self.admin().ok()?;
-        let topic = ResourceSpecifier::Topic(&self.target.topic);
+        let topic = self.describe(&ResourceSpecifier::Topic(&self.target.topic), runtime)?;
+        topic.get(MAX_MESSAGE_BYTES)?.value.as_ref()?.parse().ok()
+    }
+
+    /// Asks a broker what version it is of. Kafka has no request for that, but up to 3.9 a setting that has the version unless
+    /// somebody has set it to an older one.
+    pub(super) fn version(&self, runtime: &Handle) -> Option<String> {
+        let metadata = self.consumer.fetch_metadata(Some(&self.target.topic), ANSWER_MAX).ok()?;
+        let broker = metadata.brokers().first()?.id();
+        let settings = self.describe(&ResourceSpecifier::Broker(broker), runtime)?;
+        // What is no Kafka but speaks like it has neither this nor the one below.
+        settings.get("log.dirs").or_else(|| settings.get("log.dir"))?;
+        let Some(setting) = settings.get("inter.broker.protocol.version") else {
+            return Some("4.0 or later".to_owned());
+        };
+        setting.value.as_ref()?.split('-').next().map(str::to_owned)
+    }
+
+    fn describe(&self, what: &ResourceSpecifier<'_>, runtime: &Handle) -> Option<ConfigResource> {
         let options = AdminOptions::new().request_timeout(Some(ANSWER_MAX));
-        let described: Vec<Result<ConfigResource, _>> =
-            runtime.block_on(admin.describe_configs([&topic], &options)).ok()?;
-        described.into_iter().flatten().next()?.get(MAX_MESSAGE_BYTES)?.value.as_ref()?.parse().ok()
+        let described = runtime.block_on(self.admin().ok()?.describe_configs([what], &options)).ok()?;
+        described.into_iter().flatten().next()
     }
 
     /// The number of partitions of the topic, which is made if there is none. `configured`: how many there must be; 0:

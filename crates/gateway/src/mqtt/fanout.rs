@@ -42,25 +42,26 @@ impl Broker {
     /// it came from.
     pub(super) fn stage(&self, message: &Arc<Message>, origin: Option<Origin>) -> Staged {
         let found = self.subscriptions.targets(message.topic(), message.publisher);
-        self.stage_for(message, origin, found)
+        self.stage_for(message, origin, false, found)
     }
 
     /// Does with a message of another gateway what is done with one of here, for clients of this one. `shared` are the shared
     /// subscriptions that are this gateway's turn.
     pub(super) fn publish_from_peer(&self, message: &Arc<Message>, shared: &[&str]) {
         let found = self.subscriptions.targets_from_peer(message.topic(), shared);
-        let staged = self.stage_for(message, None, found);
-        self.deliver(message, Staged { is_from_peer: true, ..staged });
+        let staged = self.stage_for(message, None, true, found);
+        self.deliver(message, staged);
     }
 
     fn stage_for(
         &self,
         message: &Arc<Message>,
         origin: Option<Origin>,
+        is_from_peer: bool,
         (targets, work): (Vec<Target>, usize),
     ) -> Staged {
         let topic = message.topic();
-        let mut staged = Staged { work, ..Staged::default() };
+        let mut staged = Staged { work, is_from_peer, ..Staged::default() };
         let mut queued = Vec::new();
         for target in targets {
             let qos = message.qos.min(target.qos);
@@ -105,12 +106,21 @@ impl Broker {
         };
         if retains_now {
             staged.is_retained = true;
-            if self.retained.set_and(topic, message, || record(keeps_retained)).is_err() {
+            let kept = match is_from_peer {
+                false => self.retained.set_and(topic, message, || record(keeps_retained)),
+                true => {
+                    self.retained.take_and(topic, message, |is_newest| record(keeps_retained && is_newest))
+                }
+            };
+            if kept.is_err() {
                 self.metrics.retained_refused.inc();
                 tracing::debug!(topic, "no room for a further retained message; raise retained_messages_max");
                 record(false);
             }
         } else {
+            if message.retain {
+                self.retained.stamp(topic, message);
+            }
             record(keeps_retained);
         }
         staged

@@ -1,6 +1,7 @@
 //! A message on its way to subscribers: one shared allocation for topic, properties and payload.
 
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::codec::{Publish, PublishProperties, QoS, content_type, forwardable};
@@ -22,6 +23,8 @@ pub(crate) struct Message {
     pub(crate) publisher: u64,
     received: Instant,
     expiry: Option<Duration>,
+    /// Of a retained message: when it became its topic's, in microseconds since 1970; see [`super::retained`]. 0: not yet.
+    stamp: AtomicU64,
     /// While it waits for kept sessions.
     charge: OnceLock<Charge>,
 }
@@ -77,6 +80,7 @@ impl Message {
             publisher,
             received: Instant::now(),
             expiry: properties.expiry_s.map(|seconds| Duration::from_secs(seconds.into())),
+            stamp: AtomicU64::new(0),
             charge: OnceLock::new(),
         }
     }
@@ -106,7 +110,10 @@ impl Message {
     pub(crate) fn encode(&self, into: &mut Vec<u8>) {
         let age_ms = i64::try_from(self.received.elapsed().as_millis()).unwrap_or(i64::MAX);
         let put = &mut Put(into);
-        put.u8(self.qos as u8 | u8::from(self.retain) << 2).u64(self.publisher);
+        let stamp = Some(self.stamp()).filter(|&stamp| stamp != 0);
+        put.u8(self.qos as u8 | u8::from(self.retain) << 2 | u8::from(stamp.is_some()) << 3)
+            .u64(self.publisher);
+        stamp.map(|stamp| put.u64(stamp));
         put.option(self.expiry, |put, expiry| {
             put.u64(expiry.as_secs()).i64(now_ms().saturating_sub(age_ms));
         });
@@ -117,6 +124,7 @@ impl Message {
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let take = &mut Take(bytes);
         let (flags, publisher) = (take.u8()?, take.u64()?);
+        let stamp = if flags & 8 != 0 { take.u64()? } else { 0 };
         let expiry = take.option(|take| {
             let (expiry, received_ms) = (Duration::from_secs(take.u64()?), take.i64()?);
             let age = Duration::from_millis(u64::try_from(now_ms().saturating_sub(received_ms)).unwrap_or(0));
@@ -132,6 +140,7 @@ impl Message {
             publisher,
             received: Instant::now(),
             expiry,
+            stamp: AtomicU64::new(stamp),
             charge: OnceLock::new(),
         })
     }
@@ -150,6 +159,22 @@ impl Message {
         // Another thread that was faster has counted it as well; ours is given back.
         let _ = self.charge.set(charge);
         true
+    }
+
+    /// When it became its topic's retained message.
+    pub(crate) fn stamp(&self) -> u64 {
+        self.stamp.load(Ordering::Relaxed)
+    }
+
+    /// Says when it became its topic's retained message; before anybody else can ask.
+    pub(crate) fn set_stamp(&self, stamp: u64) {
+        self.stamp.store(stamp, Ordering::Relaxed);
+    }
+
+    /// Whether a subscriber could not tell one from the other.
+    pub(crate) fn says_the_same_as(&self, other: &Self) -> bool {
+        let parts = |message: &Self| (message.topic_length, message.properties_length, message.qos);
+        parts(self) == parts(other) && self.bytes == other.bytes
     }
 
     /// Bytes held by the message.

@@ -5,13 +5,16 @@
 //! whatever carries messages between gateways. It is told which shared subscriptions chose it; so each of them gets a message
 //! once over all gateways. Retained messages go to all.
 //!
-//! Who carries them may lose them: they are in no journal on their way. Sessions stay where they are, and bridges send what was
-//! published at their own gateway.
+//! Who carries them may lose them: they are in no journal on their way. Retained messages are also handed out to be kept where
+//! gateways find them that come later, or have missed some. Sessions stay where they are, and bridges send what was published at
+//! their own gateway.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
+use catchment_types::Timestamp;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
@@ -21,6 +24,7 @@ use super::codec::QoS;
 use super::far::BRIDGE_SESSION;
 use super::keep::{Put, Take};
 use super::message::Message;
+use super::retained::Change;
 use super::session::Session;
 use super::subscriptions::Wish;
 use super::topics::is_reserved;
@@ -34,8 +38,10 @@ const WAITING_BYTES_MAX: usize = 16 << 20;
 const TAKEN_MAX: usize = 256;
 /// Filters that others are told of; if there are more, they are told of the levels above them.
 const FILTERS_MAX: usize = 1000;
+/// How long it is told that a topic has no message any more: longer than any gateway is away that comes back with its data.
+const TOLD_GONE: Duration = Duration::from_secs(30 * 86_400);
 /// The first byte of what is sent.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// Whether a session stands for another gateway.
 pub(super) fn is_peer(session: &Session) -> bool {
@@ -66,12 +72,54 @@ pub struct PeerMessage {
     pub bytes: Vec<u8>,
 }
 
+/// A retained message that gateways are to find which come later; without a payload: the topic has none any more.
+#[derive(Debug, Clone)]
+pub struct RetainedChange {
+    /// Its realm.
+    pub realm: Arc<str>,
+    message: Arc<Message>,
+}
+
+impl RetainedChange {
+    /// Its topic.
+    #[must_use]
+    pub fn topic(&self) -> &str {
+        self.message.topic()
+    }
+
+    /// When it became its topic's, in microseconds since 1970 or a little later than the one before: the latest counts.
+    #[must_use]
+    pub fn stamp(&self) -> u64 {
+        self.message.stamp()
+    }
+
+    /// What [`crate::Gateway::learn_retained`] of another gateway understands.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = vec![VERSION];
+        self.message.encode(&mut bytes);
+        bytes
+    }
+}
+
+/// What becomes of a retained message that was kept for gateways that come later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Learned {
+    /// It is known, and is to be kept on.
+    Known,
+    /// It has expired, or has long told all that its topic has no message: nobody needs it any more.
+    Over,
+    /// It is none, or of another version.
+    Unknown,
+}
+
 /// What all realms of a gateway have together.
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
     waiting: Mutex<Waiting>,
     news: Notify,
     next_session: AtomicU64,
+    shares_retained: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -81,6 +129,11 @@ struct Waiting {
 }
 
 impl Outbox {
+    /// From now on, changes of retained messages are marked for gateways that come later.
+    pub(crate) fn share_retained(&self) {
+        self.shares_retained.store(true, Ordering::Relaxed);
+    }
+
     fn put(&self, message: PeerMessage) -> bool {
         let waiting = &mut *self.waiting.lock();
         if waiting.bytes + message.bytes.len() > WAITING_BYTES_MAX {
@@ -174,6 +227,64 @@ impl Broker {
                 false => self.metrics.peers_dropped.inc(),
             };
         }
+    }
+
+    /// Marks changes of retained messages, if that is asked for.
+    pub(crate) fn follow_sharing(&self) {
+        if self.peers.outbox.shares_retained.load(Ordering::Relaxed) {
+            self.retained.mark_changes();
+        }
+    }
+
+    /// Changes that have not been taken yet.
+    pub(crate) fn changed_retained(&self, max: usize) -> Vec<RetainedChange> {
+        self.retained.take_marked(max).into_iter().map(|message| self.change(message)).collect()
+    }
+
+    /// A page of all retained messages, and where to go on.
+    pub(crate) fn all_retained(
+        &self,
+        after: Option<&str>,
+        max: usize,
+    ) -> (Vec<RetainedChange>, Option<String>) {
+        let page = self.retained.page("#", after, max);
+        (page.messages.into_iter().map(|message| self.change(message)).collect(), page.next)
+    }
+
+    fn change(&self, message: Arc<Message>) -> RetainedChange {
+        RetainedChange { realm: Arc::clone(self.realm()), message }
+    }
+
+    /// Marks changes again that were taken.
+    pub(crate) fn mark_again<'a>(&self, changes: impl Iterator<Item = &'a RetainedChange>) {
+        self.retained.mark_again(changes.map(|change| &*change.message));
+    }
+
+    /// Brings a retained message into force that was kept for gateways that come later, or missed it.
+    pub(crate) fn learn_retained(&self, bytes: &[u8]) -> Learned {
+        let Some((&VERSION, bytes)) = bytes.split_first() else { return Learned::Unknown };
+        let Some(message) = Message::decode(bytes).map(Message::of_the_server) else {
+            return Learned::Unknown;
+        };
+        if !self.topic_limits.is_topic(message.topic()) || !message.retain {
+            return Learned::Unknown;
+        }
+        if message.expiry_left_s().is_err() {
+            return Learned::Over;
+        }
+        let is_gone = message.payload().is_empty();
+        let age = Timestamp::now().as_micros().saturating_sub_unsigned(message.stamp());
+        let message = Arc::new(message);
+        match self.retained.compare(&message) {
+            Change::Nothing => {}
+            // Nobody else is to see it. If there is no room, it stays as it was.
+            Change::Stamp => drop(self.retained.take_and(message.topic(), &message, |_| {})),
+            Change::Message => self.publish_from_peer(&message, &[]),
+        }
+        if is_gone && age > i64::try_from(TOLD_GONE.as_micros()).unwrap_or(i64::MAX) {
+            return Learned::Over;
+        }
+        Learned::Known
     }
 
     /// What the clients of this gateway subscribe to.

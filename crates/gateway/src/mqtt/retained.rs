@@ -4,15 +4,21 @@
 //! which looks at a bounded number of levels, so that no subscriber holds the lock for long; the levels are sorted, so
 //! that a page knows where the one before ended.
 //!
+//! Each message has a stamp: when it became its topic's, later than the one before by at least a microsecond whatever the
+//! clock says. Among several gateways the latest counts, and where they have been apart they agree again by it. What has
+//! changed here is marked, if gateways that come later are to learn it.
+//!
 //! Bytes are those of the messages and of the levels that lead to them: many deep topics take far more than their messages do.
 
 use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
 use std::sync::Arc;
 
+use catchment_types::Timestamp;
 use parking_lot::Mutex;
 
-use super::message::Message;
+use super::codec::{PublishProperties, QoS};
+use super::message::{Message, SERVER};
 use super::topics::is_reserved;
 
 /// Limits of the retained messages of a realm.
@@ -42,6 +48,9 @@ pub(crate) struct Page {
     pub(crate) next: Option<String>,
 }
 
+/// Changed topics that are remembered until others can learn of them.
+const MARKS_MAX: usize = 1_000_000;
+
 /// A page under way.
 struct Scan<'a> {
     found: Vec<Arc<Message>>,
@@ -50,6 +59,15 @@ struct Scan<'a> {
     bytes_left: usize,
     /// Levels from the root to the node that is looked at.
     path: Vec<&'a str>,
+}
+
+/// What a retained message of elsewhere changes here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Change {
+    Nothing,
+    /// Nothing that a subscriber could see.
+    Stamp,
+    Message,
 }
 
 /// There is no room for a further retained message; the one that was there, if any, stays.
@@ -67,6 +85,8 @@ struct State {
     root: Node,
     messages: usize,
     bytes: usize,
+    /// Topics that others are to learn of, with the stamps of their last change; none: there are no others.
+    marks: Option<BTreeMap<Box<str>, u64>>,
 }
 
 /// All retained messages of a realm.
@@ -94,22 +114,71 @@ impl Retained {
         record: impl FnOnce(),
     ) -> Result<(), RetainedFull> {
         let state = &mut *self.state.lock();
-        if message.payload().is_empty() {
-            if let Some((_, freed)) = state.root.remove(topic) {
-                state.messages -= 1;
-                state.bytes -= freed;
-            }
-            record();
-            return Ok(());
+        state.stamp(topic, message);
+        let is_newest = state.put(topic, message, self.limits)?;
+        if let Some(marks) = state.marks.as_mut().filter(|_| is_newest) {
+            mark(marks, topic, message.stamp());
         }
-        let (messages, bytes) = state.with(topic, message.size());
-        if !self.limits.allow(messages, bytes) {
-            return Err(RetainedFull);
-        }
-        state.root.insert(topic, Arc::clone(message));
-        (state.messages, state.bytes) = (messages, bytes);
         record();
         Ok(())
+    }
+
+    /// Gives a message the stamp that it has when it becomes its topic's after others that are on their way to it.
+    pub(crate) fn stamp(&self, topic: &str, message: &Message) {
+        self.state.lock().stamp(topic, message);
+    }
+
+    /// Keeps a message that has become its topic's elsewhere, unless there is a later one; `record` is told whether.
+    pub(crate) fn take_and(
+        &self,
+        topic: &str,
+        message: &Arc<Message>,
+        record: impl FnOnce(bool),
+    ) -> Result<(), RetainedFull> {
+        let state = &mut *self.state.lock();
+        record(state.put(topic, message, self.limits)?);
+        Ok(())
+    }
+
+    /// What a message of elsewhere would change.
+    pub(crate) fn compare(&self, message: &Message) -> Change {
+        let state = self.state.lock();
+        match state.root.get(message.topic()) {
+            None if message.payload().is_empty() => Change::Nothing,
+            None => Change::Message,
+            Some(old) if old.stamp() >= message.stamp() => Change::Nothing,
+            Some(old) if old.says_the_same_as(message) => Change::Stamp,
+            Some(_) => Change::Message,
+        }
+    }
+
+    /// Marks what changes from now on.
+    pub(crate) fn mark_changes(&self) {
+        self.state.lock().marks.get_or_insert_default();
+    }
+
+    /// Takes up to `max` marks; each as the message that the topic has now, or one without a payload if it has none.
+    pub(crate) fn take_marked(&self, max: usize) -> Vec<Arc<Message>> {
+        let state = &mut *self.state.lock();
+        let Some(marks) = &mut state.marks else { return Vec::new() };
+        let taken = std::iter::from_fn(|| marks.pop_first()).take(max);
+        let of_topic = |(topic, stamp): (Box<str>, u64)| match state.root.get(&topic) {
+            Some(message) => Arc::clone(message),
+            None => {
+                let nothing = PublishProperties::default();
+                let message = Message::new(&topic, &nothing, b"", QoS::AtMostOnce, true, SERVER);
+                message.set_stamp(stamp);
+                Arc::new(message)
+            }
+        };
+        taken.map(of_topic).collect()
+    }
+
+    /// Marks again what was taken and did not get to the others.
+    pub(crate) fn mark_again<'a>(&self, messages: impl Iterator<Item = &'a Message>) {
+        if let Some(marks) = &mut self.state.lock().marks {
+            messages.for_each(|message| mark(marks, message.topic(), message.stamp()));
+        }
     }
 
     /// Whether a message of this topic and size would be kept now.
@@ -161,7 +230,54 @@ impl RetainedLimits {
     }
 }
 
+/// Marks a topic. With as many as there may be, one that was marked is forgotten: others learn of it with its next change.
+fn mark(marks: &mut BTreeMap<Box<str>, u64>, topic: &str, stamp: u64) {
+    match marks.get_mut(topic) {
+        Some(marked) => *marked = stamp.max(*marked),
+        None => {
+            if marks.len() >= MARKS_MAX {
+                marks.pop_last();
+            }
+            marks.insert(topic.into(), stamp);
+        }
+    }
+}
+
 impl State {
+    /// A stamp later than that of the message which the topic has.
+    fn stamp(&self, topic: &str, message: &Message) {
+        if message.stamp() == 0 {
+            let now = u64::try_from(Timestamp::now().as_micros()).unwrap_or(1);
+            message.set_stamp(now.max(self.root.get(topic).map_or(1, |old| old.stamp() + 1)));
+        }
+    }
+
+    /// Whether it is the topic's message now, and no later one is there.
+    fn put(
+        &mut self,
+        topic: &str,
+        message: &Arc<Message>,
+        limits: RetainedLimits,
+    ) -> Result<bool, RetainedFull> {
+        if self.root.get(topic).is_some_and(|old| old.stamp() > message.stamp()) {
+            return Ok(false);
+        }
+        if message.payload().is_empty() {
+            if let Some((_, freed)) = self.root.remove(topic) {
+                self.messages -= 1;
+                self.bytes -= freed;
+            }
+            return Ok(true);
+        }
+        let (messages, bytes) = self.with(topic, message.size());
+        if !limits.allow(messages, bytes) {
+            return Err(RetainedFull);
+        }
+        self.root.insert(topic, Arc::clone(message));
+        (self.messages, self.bytes) = (messages, bytes);
+        Ok(true)
+    }
+
     /// Messages and bytes after a message of this topic and size is kept.
     fn with(&self, topic: &str, size: usize) -> (usize, usize) {
         match self.root.get(topic) {
@@ -398,6 +514,61 @@ mod tests {
         assert_eq!(retained.set(&deep, &message(&deep, b"1", None)), Err(RetainedFull));
         retained.set("c", &message("c", b"", None)).unwrap();
         assert_eq!(retained.size(), (0, 0));
+    }
+
+    #[test]
+    fn the_latest_counts_wherever_it_comes_from() {
+        let retained = Retained::new(RetainedLimits { messages_max: 10, bytes_max: 100_000 });
+        let of = |payload: &[u8], stamp| {
+            let message = message("a", payload, None);
+            message.set_stamp(stamp);
+            message
+        };
+        let take = |message: &Arc<Message>| {
+            let mut newest = None;
+            retained.take_and("a", message, |is_newest| newest = Some(is_newest)).unwrap();
+            newest.unwrap()
+        };
+        // A clock elsewhere is a year ahead; what is published here afterwards is the latest all the same.
+        let ahead = Timestamp::now().as_micros().cast_unsigned() + 31_536_000_000_000;
+        assert!(take(&of(b"ahead", ahead)));
+        let here = message("a", b"here", None);
+        retained.set("a", &here).unwrap();
+        assert_eq!(here.stamp(), ahead + 1);
+        assert!(!take(&of(b"ahead", ahead)) && matching(&retained, "a")[0].payload() == b"here");
+        assert_eq!(retained.compare(&of(b"ahead", ahead)), Change::Nothing);
+        assert_eq!(retained.compare(&of(b"here", ahead + 2)), Change::Stamp);
+        assert_eq!(retained.compare(&of(b"other", ahead + 2)), Change::Message);
+        // That it is gone is as late as any other change.
+        assert!(!take(&of(b"", ahead)) && take(&of(b"", ahead + 2)));
+        assert_eq!((topics(&retained, "#"), retained.size()), (vec![], (0, 0)));
+        assert_eq!(retained.compare(&of(b"", ahead + 3)), Change::Nothing);
+    }
+
+    #[test]
+    fn changes_are_marked_once_and_as_they_are_in_the_end() {
+        let retained = Retained::new(RetainedLimits { messages_max: 10, bytes_max: 100_000 });
+        retained.set("before", &message("before", b"1", None)).unwrap();
+        assert!(retained.take_marked(10).is_empty());
+        retained.mark_changes();
+        let changes: [(&str, &[u8]); 4] = [("a", b"1"), ("b", b"1"), ("a", b"2"), ("b", b"")];
+        for (topic, payload) in changes {
+            retained.set(topic, &message(topic, payload, None)).unwrap();
+        }
+        // What comes from elsewhere is known there.
+        let other = message("c", b"1", None);
+        other.set_stamp(5);
+        retained.take_and("c", &other, |_| {}).unwrap();
+        let payloads = |marked: &[Arc<Message>]| {
+            marked.iter().map(|m| (m.topic().to_owned(), m.payload().to_vec())).collect::<Vec<_>>()
+        };
+        let wanted = [("a".to_owned(), b"2".to_vec()), ("b".to_owned(), Vec::new())];
+        let marked = retained.take_marked(10);
+        assert_eq!(payloads(&marked), wanted);
+        assert!(marked.iter().all(|message| message.stamp() > 5) && retained.take_marked(10).is_empty());
+        retained.mark_again(marked.iter().map(|message| &**message));
+        assert_eq!(payloads(&retained.take_marked(1)), wanted[..1]);
+        assert_eq!(payloads(&retained.take_marked(1)), wanted[1..]);
     }
 
     #[test]

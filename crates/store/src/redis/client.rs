@@ -101,6 +101,11 @@ impl RedisClient {
         commands.query_async(&mut self.commands.clone()).await.map_err(|error| self.failure(&error))
     }
 
+    /// The connection for commands, for what is no single one of them.
+    pub(super) fn commands(&self) -> ConnectionManager {
+        self.commands.clone()
+    }
+
     /// A connection of its own, for subscriptions.
     pub(super) async fn subscriber(&self) -> Result<PubSub, RedisFailure> {
         match tokio::time::timeout(CONNECT_MAX, self.client.get_async_pubsub()).await {

@@ -23,6 +23,8 @@ pub struct PeerChannel {
     client: RedisClient,
     roster: Arc<Roster>,
     own: Mutex<Own>,
+    /// How often this process has begun to hear.
+    heard: watch::Sender<u64>,
 }
 
 /// What this process says of itself.
@@ -37,7 +39,7 @@ impl PeerChannel {
     #[must_use]
     pub fn new(client: RedisClient) -> Arc<Self> {
         let roster = Roster::new(client.clone(), "mqtt");
-        Arc::new(Self { client, roster, own: Mutex::default() })
+        Arc::new(Self { client, roster, own: Mutex::default(), heard: watch::Sender::default() })
     }
 
     /// What this process says of itself from now on, while it hears.
@@ -55,6 +57,12 @@ impl PeerChannel {
     #[must_use]
     pub fn others(&self) -> watch::Receiver<Arc<BTreeMap<Arc<str>, Arc<str>>>> {
         self.roster.others()
+    }
+
+    /// Another number whenever this process has begun to hear: what was said before, it may have missed.
+    #[must_use]
+    pub fn heard(&self) -> watch::Receiver<u64> {
+        self.heard.subscribe()
     }
 
     /// Sends messages to other processes, in order.
@@ -91,6 +99,7 @@ impl PeerChannel {
         let channel = self.channel(&self.client.process);
         sink.subscribe(channel).await.map_err(|error| self.client.failure(&error))?;
         self.change(|own| own.hears = true);
+        self.heard.send_modify(|times| *times += 1);
         let mut ping = tokio::time::interval(PING_INTERVAL);
         loop {
             tokio::select! {
