@@ -44,8 +44,8 @@ impl Tls {
     ) -> Result<Secured, &'static str> {
         let material = self.material();
         let config = material.server_config(mode, protocol).ok_or("no_client_ca")?;
-        let accepted = Box::pin(TlsAcceptor::from(config).accept(stream)).await;
-        let stream = accepted.map_err(|error| outcome(&error))?;
+        let accepted = self.threads.run(TlsAcceptor::from(config).accept(stream)).await;
+        let stream = accepted.flatten().map_err(|error| outcome(&error))?;
         let connection = stream.get_ref().1;
         let certificate = material.peer(connection).map_err(|error| reason(&error))?.map(Arc::new);
         let chain = connection.peer_certificates().filter(|_| certificate.is_some());

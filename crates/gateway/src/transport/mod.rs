@@ -22,6 +22,7 @@ mod network;
 mod proxy;
 mod reload;
 mod stream;
+mod threads;
 mod tls;
 mod verify;
 

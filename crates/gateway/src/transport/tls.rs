@@ -26,6 +26,7 @@ use super::certificate::{PeerCertificate, not_after, subject};
 use super::config::{ClientCa, ClientCertificates, Protocol, TlsConfig, TlsVersion};
 use super::leash::Leashes;
 use super::metrics::TransportMetrics;
+use super::threads::HandshakeThreads;
 use super::verify::{RealmVerifier, Realms, Verifier};
 
 /// A mistake in certificates or keys.
@@ -39,6 +40,9 @@ pub enum TlsError {
         /// Why.
         source: io::Error,
     },
+    /// The system gives no threads for handshakes.
+    #[error("no threads for TLS handshakes: {0}")]
+    Threads(io::Error),
     /// A file without what it should hold.
     #[error("{path} holds no {what} in PEM form", path = .path.display())]
     Missing {
@@ -97,6 +101,7 @@ pub struct Tls {
     pub(super) config: TlsConfig,
     pub(super) metrics: TransportMetrics,
     current: RwLock<Arc<Material>>,
+    pub(super) threads: HandshakeThreads,
     /// Connections of clients with certificates.
     pub(super) leashes: Arc<Leashes>,
 }
@@ -113,6 +118,7 @@ impl Tls {
             config,
             metrics,
             current: RwLock::new(Arc::new(material)),
+            threads: HandshakeThreads::start().map_err(TlsError::Threads)?,
             leashes: Arc::default(),
         }))
     }
