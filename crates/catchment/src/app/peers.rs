@@ -10,7 +10,7 @@ use catchment_store::redis::{
 };
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 /// How often a change of what clients subscribe to is looked for, and told.
@@ -25,6 +25,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// After this time all other gateways know of this one: what they retained before, and had not written when this one read it, is
 /// written.
 const KNOWN_AFTER: Duration = Duration::from_secs(5);
+/// How often all are read again, so that what is over is taken out of Redis.
+const READ_EVERY: Duration = Duration::from_secs(3600);
 const RETRY: Duration = Duration::from_millis(500);
 /// How long a start waits for the retained messages of the others.
 const LEARN_MAX: Duration = Duration::from_secs(5);
@@ -136,7 +138,6 @@ impl Keeping {
         let mut look = tokio::time::interval(LOOK_EVERY);
         let again = tokio::time::sleep(KNOWN_AFTER);
         tokio::pin!(again);
-        let mut is_known = false;
         loop {
             tokio::select! {
                 // Nobody says anything any more: the process ends.
@@ -147,9 +148,9 @@ impl Keeping {
                     return Ok(());
                 }
                 _ = write.tick() => self.write_changes().await?,
-                () = &mut again, if !is_known => {
-                    is_known = true;
+                () = &mut again => {
                     self.learn().await?;
+                    again.as_mut().reset(Instant::now() + READ_EVERY);
                 }
                 _ = look.tick() => if !self.shared.is_marked().await? {
                     self.meet().await?;

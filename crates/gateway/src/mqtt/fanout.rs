@@ -119,7 +119,7 @@ impl Broker {
             }
         } else {
             if message.retain {
-                self.retained.stamp(topic, message);
+                self.retained.stamp(message);
             }
             record(keeps_retained);
         }

@@ -279,6 +279,10 @@ impl Broker {
             Change::Nothing => {}
             // Nobody else is to see it. If there is no room, it stays as it was.
             Change::Stamp => drop(self.retained.take_and(message.topic(), &message, |_| {})),
+            // It would be the same each time that it is read.
+            Change::Message if !is_gone && !self.retained.has_room(message.topic(), message.size()) => {
+                self.metrics.retained_refused.inc();
+            }
             Change::Message => self.publish_from_peer(&message, &[]),
         }
         if is_gone && age > i64::try_from(TOLD_GONE.as_micros()).unwrap_or(i64::MAX) {

@@ -4,8 +4,8 @@
 //! which looks at a bounded number of levels, so that no subscriber holds the lock for long; the levels are sorted, so
 //! that a page knows where the one before ended.
 //!
-//! Each message has a stamp: when it became its topic's, later than the one before by at least a microsecond whatever the
-//! clock says. Among several gateways the latest counts, and where they have been apart they agree again by it. What has
+//! Each message has a stamp: when it became its topic's, later than all stamps that were given or seen before by at least a
+//! microsecond, whatever the clock says (a hybrid logical clock). Among several gateways the latest counts, and where they have been apart they agree again by it. What has
 //! changed here is marked, if gateways that come later are to learn it.
 //!
 //! Bytes are those of the messages and of the levels that lead to them: many deep topics take far more than their messages do.
@@ -85,6 +85,8 @@ struct State {
     root: Node,
     messages: usize,
     bytes: usize,
+    /// The latest stamp that was given or seen.
+    latest: u64,
     /// Topics that others are to learn of, with the stamps of their last change; none: there are no others.
     marks: Option<BTreeMap<Box<str>, u64>>,
 }
@@ -114,7 +116,7 @@ impl Retained {
         record: impl FnOnce(),
     ) -> Result<(), RetainedFull> {
         let state = &mut *self.state.lock();
-        state.stamp(topic, message);
+        state.stamp(message);
         let is_newest = state.put(topic, message, self.limits)?;
         if let Some(marks) = state.marks.as_mut().filter(|_| is_newest) {
             mark(marks, topic, message.stamp());
@@ -123,9 +125,9 @@ impl Retained {
         Ok(())
     }
 
-    /// Gives a message the stamp that it has when it becomes its topic's after others that are on their way to it.
-    pub(crate) fn stamp(&self, topic: &str, message: &Message) {
-        self.state.lock().stamp(topic, message);
+    /// Gives a message its stamp before it becomes its topic's.
+    pub(crate) fn stamp(&self, message: &Message) {
+        self.state.lock().stamp(message);
     }
 
     /// Keeps a message that has become its topic's elsewhere, unless there is a later one; `record` is told whether.
@@ -142,7 +144,9 @@ impl Retained {
 
     /// What a message of elsewhere would change.
     pub(crate) fn compare(&self, message: &Message) -> Change {
-        let state = self.state.lock();
+        let state = &mut *self.state.lock();
+        // That a topic has none leaves nothing here but this.
+        state.latest = state.latest.max(message.stamp());
         match state.root.get(message.topic()) {
             None if message.payload().is_empty() => Change::Nothing,
             None => Change::Message,
@@ -244,11 +248,11 @@ fn mark(marks: &mut BTreeMap<Box<str>, u64>, topic: &str, stamp: u64) {
 }
 
 impl State {
-    /// A stamp later than that of the message which the topic has.
-    fn stamp(&self, topic: &str, message: &Message) {
+    fn stamp(&mut self, message: &Message) {
         if message.stamp() == 0 {
-            let now = u64::try_from(Timestamp::now().as_micros()).unwrap_or(1);
-            message.set_stamp(now.max(self.root.get(topic).map_or(1, |old| old.stamp() + 1)));
+            let now = u64::try_from(Timestamp::now().as_micros()).unwrap_or_default();
+            self.latest = now.max(self.latest + 1);
+            message.set_stamp(self.latest);
         }
     }
 
@@ -259,6 +263,7 @@ impl State {
         message: &Arc<Message>,
         limits: RetainedLimits,
     ) -> Result<bool, RetainedFull> {
+        self.latest = self.latest.max(message.stamp());
         if self.root.get(topic).is_some_and(|old| old.stamp() > message.stamp()) {
             return Ok(false);
         }
@@ -542,7 +547,11 @@ mod tests {
         // That it is gone is as late as any other change.
         assert!(!take(&of(b"", ahead)) && take(&of(b"", ahead + 2)));
         assert_eq!((topics(&retained, "#"), retained.size()), (vec![], (0, 0)));
-        assert_eq!(retained.compare(&of(b"", ahead + 3)), Change::Nothing);
+        assert_eq!(retained.compare(&of(b"", ahead + 30)), Change::Nothing);
+        // Nor does one stay behind that follows it.
+        let after = message("a", b"after", None);
+        retained.set("a", &after).unwrap();
+        assert_eq!(after.stamp(), ahead + 31);
     }
 
     #[test]

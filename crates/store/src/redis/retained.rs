@@ -15,6 +15,8 @@ const STAMPS_SCRIPT: &str = include_str!("stamps.lua");
 const FORGET_SCRIPT: &str = include_str!("forget.lua");
 /// Hexadecimal digits of a stamp: texts of the same length are ordered as their numbers, in every locale.
 const STAMP_DIGITS: usize = 16;
+/// Bytes of messages after which a call of the script ends, so that others have their turn.
+const PUT_BYTES: usize = 1 << 20;
 /// How long the mark of a process stays that has written all it has, in seconds.
 const MARK_S: u64 = 60;
 
@@ -67,14 +69,21 @@ impl SharedRetained {
     /// Keeps messages of a realm.
     ///
     /// # Errors
-    /// Redis is away: none of them may be kept.
+    /// Redis is away: some of them may not be kept.
     pub async fn put(&self, realm: &str, entries: &[RetainedEntry]) -> Result<(), RedisFailure> {
-        let mut put = self.put.key(self.hash(realm));
-        put.key(self.realms_key()).arg(realm);
-        for entry in entries {
-            put.arg(&*entry.topic).arg(format!("{:0STAMP_DIGITS$x}", entry.stamp)).arg(&*entry.bytes);
+        let mut rest = entries;
+        while !rest.is_empty() {
+            let mut put = self.put.key(self.hash(realm));
+            put.key(self.realms_key()).arg(realm);
+            let mut bytes = 0;
+            while let Some((entry, further)) = rest.split_first().filter(|_| bytes < PUT_BYTES) {
+                put.arg(&*entry.topic).arg(format!("{:0STAMP_DIGITS$x}", entry.stamp)).arg(&*entry.bytes);
+                bytes += entry.bytes.len();
+                rest = further;
+            }
+            self.invoke::<()>(&put).await?;
         }
-        self.invoke(&put).await
+        Ok(())
     }
 
     /// Which of these messages are not there, and no later one either.
