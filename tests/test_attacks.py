@@ -266,7 +266,9 @@ def test_large_requests(broker):
         Attack(attacks.posting, made.server.http_port, path, zeros, {**json_type, "Content-Encoding": "gzip"}, 2) as bombs,
     ):
         measure("HTTP bomb: arrays of 10,000 events, and 64 MiB in a few KiB", made.server, arrays, bombs)
-    answer = made.server.post(path, data=zeros, headers={**json_type, "Content-Encoding": "gzip"})
+    # As long as what is left of the attack has the memory for bodies, it is said that there is none.
+    post = lambda: made.server.post(path, data=zeros, headers={**json_type, "Content-Encoding": "gzip"})  # noqa: E731
+    answer = eventually(lambda: [answer for answer in [post()] if answer.status_code != 503], 10, "room for a body")[0]
     assert answer.status_code == 413, answer.text
 
 
