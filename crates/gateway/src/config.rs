@@ -97,9 +97,9 @@ pub struct MqttConfig {
     pub subscriptions_per_client_max: usize,
     /// Bytes that the subscriptions of a realm may take together.
     pub subscriptions_bytes_max: usize,
-    /// Whether a client gets a message once for each of its filters with wildcards that match, as from most brokers, or once
-    /// with the identifiers of all of them. Where a filter is the topic itself, it always comes once. The standard allows
-    /// both (5.0, 3.3.4); some clients expect the one or the other.
+    /// Whether a client gets a message once for each of its filters with wildcards that match, eight times at most, as from
+    /// most brokers, or once with the identifiers of all of them. Where a filter is the topic itself, it always comes once.
+    /// The standard allows both (5.0, 3.3.4); some clients expect the one or the other.
     pub overlapping_copies: bool,
     /// Messages of QoS 1 and 2 that may be on their way to one client.
     pub outgoing_messages_max: u16,

@@ -28,6 +28,9 @@ const NODE_BYTES: usize = 512;
 const SUBSCRIBER_BYTES: usize = 128;
 /// What a shared subscription takes beside its name.
 const GROUP_BYTES: usize = 192;
+/// Most messages that one session gets for one: a client may have a thousand filters that match. What matches beyond comes with the
+/// last of them.
+const COPIES_MAX: usize = 8;
 
 /// There is no room for a further subscription.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -244,14 +247,18 @@ impl Subscriptions {
             subscribers += leaf.single.len() + leaf.shared.len();
             for subscriber in leaf.single.values().filter(|subscriber| may(subscriber)) {
                 let session = subscriber.session.id();
-                // The filter that is the topic itself comes first, and then stands for the session's others.
-                let merges = named || !self.copies || !is_client(&subscriber.session);
+                let next = targets.len();
                 match places.of(session) {
-                    Some(place) => targets[place].merge(&subscriber.wish),
+                    Some(place) if place.left == 0 => targets[place.target].merge(&subscriber.wish),
+                    Some(place) => {
+                        *place = Place { target: next, left: place.left - 1 };
+                        targets.push(subscriber.target(None));
+                    }
                     None => {
-                        if merges {
-                            places.add(session, targets.len());
-                        }
+                        // The filter that is the topic itself comes first, and then stands for the session's others.
+                        let is_one = named || !self.copies || !is_client(&subscriber.session);
+                        let left = if is_one { 0 } else { COPIES_MAX - 1 };
+                        places.add(session, Place { target: next, left });
                         targets.push(subscriber.target(None));
                     }
                 }
@@ -265,24 +272,35 @@ impl Subscriptions {
     }
 }
 
-/// Where among the targets of a message the sessions are that get it by filters of their own: one session may have a thousand
-/// that match.
+/// Where among the targets of a message a session is that gets it by filters of its own.
+#[derive(Clone, Copy)]
+struct Place {
+    /// The last one.
+    target: usize,
+    /// How many more it may get.
+    left: usize,
+}
+
+/// The places of all sessions: one session may have a thousand filters that match.
 #[derive(Default)]
 struct Places {
     /// The first ones are looked through one by one.
-    few: Vec<(u64, usize)>,
-    more: Map<u64, usize>,
+    few: Vec<(u64, Place)>,
+    more: Map<u64, Place>,
 }
 
 impl Places {
     const FEW: usize = 8;
 
-    fn of(&self, session: u64) -> Option<usize> {
-        let found = self.few.iter().find(|(id, _)| *id == session).map(|&(_, place)| place);
-        found.or_else(|| if self.more.is_empty() { None } else { self.more.get(&session).copied() })
+    fn of(&mut self, session: u64) -> Option<&mut Place> {
+        match self.few.iter_mut().find(|(id, _)| *id == session) {
+            Some((_, place)) => Some(place),
+            None if self.more.is_empty() => None,
+            None => self.more.get_mut(&session),
+        }
     }
 
-    fn add(&mut self, session: u64, place: usize) {
+    fn add(&mut self, session: u64, place: Place) {
         if self.few.len() < Self::FEW {
             self.few.push((session, place));
         } else {

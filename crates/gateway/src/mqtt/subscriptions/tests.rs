@@ -75,6 +75,23 @@ fn bridges_and_other_gateways_get_one_copy() {
     assert_eq!(ids(&subscriptions, "a/c"), [1, 2, peer]);
 }
 
+#[test]
+fn copies_of_one_message_have_a_bound() {
+    let subscriptions = Subscriptions::new(true, usize::MAX);
+    let greedy = session(1);
+    // Every way to write a topic of six levels with `+`, but for the topic itself.
+    for number in 1..64u32 {
+        let levels: Vec<_> = (0..6).map(|at| if number >> at & 1 == 1 { "+" } else { "a" }).collect();
+        let wish = Wish { subscription_id: number, ..WISH };
+        assert_eq!(subscriptions.insert(filter(&levels.join("/")), &greedy, wish), Ok(true));
+    }
+    let (targets, _) = subscriptions.targets("a/a/a/a/a/a", 0);
+    assert_eq!(targets.len(), COPIES_MAX);
+    let mut told: Vec<_> = targets.iter().flat_map(|target| target.subscription_ids.clone()).collect();
+    told.sort_unstable();
+    assert_eq!(told, (1..64).collect::<Vec<_>>(), "each filter is answered once");
+}
+
 /// The rules of the standard, level by level.
 fn matches(filter: &str, topic: &str) -> bool {
     fn levels<'a>(
