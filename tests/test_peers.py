@@ -1,5 +1,6 @@
 """MQTT between gateways: what is published at one reaches who subscribed at another, by Redis."""
 
+import signal
 import subprocess
 import time
 
@@ -37,6 +38,15 @@ def client(server, name, **options):
     made = Client(server, client_id=name, **options)
     made.connect()
     return made
+
+
+def two_that_know(gateways, address, filter):
+    """Two gateways, a subscriber of the second whom the first knows of, and a publisher of the first."""
+    first, second = gateways(address=address)
+    subscriber = client(second, "subscriber")
+    subscriber.subscribe(filter, qos=1)
+    known(first, 1)
+    return first, second, subscriber, client(first, "operator")
 
 
 def silent(client, limit_s=0.5):
@@ -175,14 +185,29 @@ def test_a_gateway_that_comes_later_has_what_was_retained(gateways, service):
     assert retained_by(second, "b") == wanted and retained_by(first, "c") == wanted
 
 
+def test_what_was_changed_just_before_a_stop_counts(gateways):
+    first, second = gateways()
+    for round in range(5):
+        operator = client(first, "operator")
+        operator.publish("state/gone", f"{round}", qos=1, retain=True)
+        operator.publish("state/kept", b"before", qos=1, retain=True)
+        # Now both have it, and so has Redis.
+        eventually(lambda: retained_by(second, f"r{time.time_ns()}").get("state/kept") == b"before", 10, "it has come")
+        second.stop()
+        operator.publish("state/gone", b"", qos=1, retain=True)
+        operator.publish("state/kept", f"after {round}", qos=1, retain=True)
+        first.stop(signal.SIGTERM)
+        second.start()
+        wanted = {"state/kept": f"after {round}".encode()}
+        assert retained_by(second, "s") == wanted
+        first.start()
+        assert retained_by(first, "f") == wanted
+
+
 @pytest.mark.parametrize("how", ["wiped", "restarted"])
 def test_what_is_retained_outlives_redis(gateways, own_redis, how):
     redis, address = own_redis
-    first, second = gateways(address=address)
-    watcher = client(second, "watcher")
-    watcher.subscribe("state/#", qos=1)
-    known(first, 1)
-    operator = client(first, "operator")
+    first, second, watcher, operator = two_that_know(gateways, address, "state/#")
     for topic in ("door", "light", "heat"):
         operator.publish(f"state/{topic}", b"1", qos=1, retain=True)
     assert sorted(watcher.next().topic for _ in range(3)) == ["state/door", "state/heat", "state/light"]
@@ -249,11 +274,7 @@ def test_many_filters_are_told_as_few(gateways):
 
 def test_redis_away_and_back(gateways, own_redis):
     own, address = own_redis
-    first, second = gateways(address=address)
-    device = client(second, "device")
-    device.subscribe("commands/#", qos=1)
-    known(first, 1)
-    operator = client(first, "operator")
+    first, _, device, operator = two_that_know(gateways, address, "commands/#")
     own.down()
     # Acknowledged, since it is durable where it has to be; and clients of the same gateway get it.
     near = client(first, "near")

@@ -275,6 +275,26 @@ def test_persist_retained(new_server, capsys):
             assert client.has_nothing()
 
 
+def test_persist_a_copy_for_each_filter(new_server):
+    server = new_server().start()
+    reader = Client(server, V5, "reader", clean=False, expiry_s=600)
+    reader.connect()
+    for number, filter in enumerate(["news/#", "news/+", "+/here"], 1):
+        subscribed = properties("SUBSCRIBE", SubscriptionIdentifier=number)
+        reader.paho.subscribe(filter, options=paho.SubscribeOptions(qos=number % 3), properties=subscribed)
+        reader.subscribed.get(timeout=10)
+    reader.drop()
+    with connected(server) as client:
+        client.publish("news/here", b"1", 2)
+    server.kill()
+    server.start()
+    reader.connect()
+    got = [reader.next() for _ in range(2)]
+    # QoS 0 is not kept while nobody is there.
+    assert sorted((message.qos, message.properties.SubscriptionIdentifier) for message in got) == [(1, [1]), (2, [2])]
+    assert reader.has_nothing()
+
+
 def test_persist_expiry(new_server):
     server = new_server().start()
 

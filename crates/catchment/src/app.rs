@@ -14,6 +14,7 @@ mod metrics;
 mod peers;
 mod places;
 mod platform;
+mod retained;
 mod snapshot;
 mod sources;
 
@@ -47,6 +48,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::listeners::Listeners;
 use self::platform::RunningPlatform;
+use self::retained::Retained;
 use self::snapshot::OpenSnapshot;
 use crate::admission::{PgAdmission, RegistryAdmission};
 use crate::cli::WorldArgs;
@@ -134,6 +136,7 @@ struct App {
     addresses: Addresses,
     log: Arc<dyn EventLog>,
     gateway: Arc<Gateway>,
+    retained: Option<Arc<Retained>>,
     live: Arc<LiveHub>,
     registry: Arc<Registry>,
     group: Arc<dyn ConsumerGroup>,
@@ -304,11 +307,12 @@ impl App {
             gateway.start_bridges(&bridges, &instance, &bridge_metrics, &closing, &mut servers).await?;
         }
         // A gateway alone opens no snapshot, but has others beside it.
+        let mut retained = None;
         if settings.has_role(ProcessRole::Gateway)
             && let Engine::Redis(target) =
                 engines::resolve(Seam::Snapshot, &settings.engines, &settings.data)?
         {
-            peers::start(&gateway, &target, &closing, &mut servers).await?;
+            retained = Some(peers::start(&gateway, &target, &closing, &mut servers).await?);
         }
         let history_stop = CancellationToken::new();
         let mut background = JoinSet::new();
@@ -336,6 +340,7 @@ impl App {
             addresses,
             log,
             gateway,
+            retained,
             live,
             registry,
             group,
@@ -419,6 +424,9 @@ impl App {
         self.live.close();
         while self.servers.join_next().await.is_some() {}
         self.gateway.close().await;
+        if let Some(retained) = self.retained {
+            retained.close().await;
+        }
         self.log.close().await;
         if let Some(distributor) = self.distributor {
             distributor.shutdown().await;

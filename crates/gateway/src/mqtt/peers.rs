@@ -266,7 +266,8 @@ impl Broker {
         let Some(message) = Message::decode(bytes).map(Message::of_the_server) else {
             return Learned::Unknown;
         };
-        if !self.topic_limits.is_topic(message.topic()) || !message.retain {
+        let topic = message.topic();
+        if !self.topic_limits.is_topic(topic) || is_reserved(topic) || !message.retain {
             return Learned::Unknown;
         }
         if message.expiry_left_s().is_err() {

@@ -251,7 +251,7 @@ impl State {
     fn stamp(&mut self, message: &Message) {
         if message.stamp() == 0 {
             let now = u64::try_from(Timestamp::now().as_micros()).unwrap_or_default();
-            self.latest = now.max(self.latest + 1);
+            self.latest = now.max(self.latest.saturating_add(1));
             message.set_stamp(self.latest);
         }
     }
