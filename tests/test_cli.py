@@ -35,6 +35,28 @@ def test_query_prints_a_neat_table(server, device):
     assert len({len(line) for line in lines[:-1]}) == 1, "the columns are aligned"
 
 
+@pytest.mark.parametrize("folders", [["catchment-demo"], ["catchment-data", "catchment-demo"]])
+def test_a_token_that_lies_there_and_is_of_another_platform_does_no_harm(server, tmp_path, folders):
+    for name in folders:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "admin.token").write_text("ctm_of_another_platform\n")
+
+    def here(*arguments):
+        command = [BINARY, *arguments, "--url", server.url("")]
+        environment = clean_environment()
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=30, check=False)
+
+    assert ok(here("query", "--format", "csv", "SELECT 1 AS one")).split() == ["one", "1"]
+    refused = here("device", "add", "needs-the-administrator")
+    assert refused.returncode == 1 and "the administrator's token" in refused.stderr
+    # One that fits is taken, wherever it lies.
+    (tmp_path / folders[-1] / "admin.token").write_text(server.token)
+    assert "needs-the-administrator" in ok(here("device", "add", "needs-the-administrator"))
+    # One that was told is meant.
+    told = here("query", "--token", "ctm_of_another_platform", "SELECT 1")
+    assert told.returncode == 1 and "the token is not valid" in told.stderr
+
+
 def test_query_formats(server):
     query = "SELECT value AS n, 'a,b' AS t FROM generate_series(1, 2) ORDER BY 1"
     rows = list(csv.reader(io.StringIO(ok(client(server, "query", "--format", "csv", query)))))

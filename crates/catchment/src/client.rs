@@ -76,13 +76,25 @@ impl Client {
             _ => bail!("{base} is not an address; write for instance http://127.0.0.1:8080"),
         };
         let token = match (&args.token, &args.data) {
-            (Some(token), _) => Some(token.clone()),
-            (None, Some(data)) => Some(folder::read_admin_token(data)?),
-            (None, None) => {
-                DATA_FOLDERS.iter().find_map(|data| folder::read_admin_token(Path::new(data)).ok())
-            }
+            (Some(token), _) => token.clone(),
+            (None, Some(data)) => folder::read_admin_token(data)?,
+            (None, None) => return Ok(Self::build(base, None, roots).with_token_at_hand()),
         };
-        Ok(Self::build(base, token, roots))
+        Ok(Self::build(base, Some(token), roots))
+    }
+
+    /// The same with a token that lies here, if this platform takes it: it may be that of another, a demo's for instance, and
+    /// what needs no token would be refused for a wrong one.
+    fn with_token_at_hand(self) -> Self {
+        for token in DATA_FOLDERS.iter().filter_map(|data| folder::read_admin_token(Path::new(data)).ok()) {
+            let known = Self { token: Some(token), ..self.clone() };
+            // If nobody answers, that is told by what comes next.
+            let answer = known.exchange("GET", "/api/v1/devices?limit=1", "*/*", None);
+            if !matches!(answer, Ok(Err((StatusCode::UNAUTHORIZED, _)))) {
+                return known;
+            }
+        }
+        self
     }
 
     /// A client of this address, without TLS.
