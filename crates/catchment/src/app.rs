@@ -481,6 +481,8 @@ async fn apply_rules(registry: Arc<Registry>, decoders: Arc<Decoders>, gateway: 
         return;
     }
     let mut changes = registry.subscribe();
+    // Something may have changed since they were read for the start.
+    changes.mark_changed();
     while changes.changed().await.is_ok() {
         if let Err(error) = registry.apply_decoders(&decoders).await {
             tracing::error!(%error, "changed decoders are not in force; those before stay");

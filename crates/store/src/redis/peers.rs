@@ -53,16 +53,21 @@ impl PeerChannel {
         self.roster.say(own.text.clone().filter(|_| own.hears));
     }
 
-    /// What the others say, by process.
+    /// What the others say, by process; what they said before counts as new.
     #[must_use]
     pub fn others(&self) -> watch::Receiver<Arc<BTreeMap<Arc<str>, Arc<str>>>> {
         self.roster.others()
     }
 
-    /// Another number whenever this process has begun to hear: what was said before, it may have missed.
+    /// Another number whenever this process has begun to hear: what was said before, it may have missed. If it hears
+    /// already, that counts as new.
     #[must_use]
     pub fn heard(&self) -> watch::Receiver<u64> {
-        self.heard.subscribe()
+        let mut heard = self.heard.subscribe();
+        if *heard.borrow() > 0 {
+            heard.mark_changed();
+        }
+        heard
     }
 
     /// Sends messages to other processes, in order.
@@ -118,5 +123,21 @@ impl PeerChannel {
 
     fn channel(&self, process: &str) -> String {
         self.client.keys.of(&format!("mqtt:{process}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::redis::{RedisConfig, RedisTarget};
+
+    #[tokio::test]
+    async fn what_was_before_somebody_looked_counts_as_new() {
+        let target = RedisTarget::parse("redis://127.0.0.1:1", &RedisConfig::default()).unwrap();
+        let channel = PeerChannel::new(RedisClient::new(&target).unwrap());
+        assert!(!channel.heard().has_changed().unwrap());
+        channel.heard.send_modify(|times| *times += 1);
+        assert!(channel.heard().has_changed().unwrap());
+        assert!(channel.others().has_changed().unwrap());
     }
 }

@@ -49,10 +49,12 @@ impl Roster {
         });
     }
 
-    /// What the others say.
+    /// What the others say; what they said before counts as new.
     #[must_use]
     pub(super) fn others(&self) -> watch::Receiver<Others> {
-        self.others.subscribe()
+        let mut others = self.others.subscribe();
+        others.mark_changed();
+        others
     }
 
     /// Works until `stop`, then takes this process from the roster.
