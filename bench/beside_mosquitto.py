@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Catchment's gateway and Debian's mosquitto, in turn, under the same load.
 
-    bench/beside_mosquitto.py [--pairs 7] [--seconds 5] [--connections 50] [--qos 0,1] [--json]
+    bench/beside_mosquitto.py [--pairs 7] [--seconds 5] [--connections 50] [--qos 0,1] [--burst 56] [--json]
 
 Each pair is one run of `catchment bench gateway --scenario fan-in` for each server, one after the other (A B A B …), so that what
 else the machine does falls on both. The generator is the same program for both, and its CPU is not in the servers' figures. Every
@@ -77,7 +77,7 @@ class Mosquitto:
 
 def run(options, *arguments):
     """One run of the bench; gives the results of its measurements."""
-    load = ("--duration", options.seconds, "--connections", options.connections, "--qos", options.qos)
+    load = ("--duration", options.seconds, "--connections", options.connections, "--qos", options.qos, "--burst", options.burst)
     command = [BINARY, "bench", "gateway", "--json", "--scenario", "fan-in", *map(str, load), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -144,6 +144,7 @@ def main():
     parser.add_argument("--seconds", type=int, default=5)
     parser.add_argument("--connections", default="50", help="N,…")
     parser.add_argument("--qos", default="0,1")
+    parser.add_argument("--burst", type=int, default=56, help="messages that a connection writes at once")
     parser.add_argument("--topics", default="events,brokered", help="events, brokered, or both")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()

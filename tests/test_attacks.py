@@ -38,6 +38,11 @@ def broker(new_server):
         one.close()
 
 
+def test_what_the_measure_itself_shows(broker):
+    with Attack(attacks.busy) as one, Attack(attacks.busy) as other:
+        measure("none: 2 processes that compute and leave the server alone", broker().server, one, other)
+
+
 def test_slow_connects(new_server, tmp_path):
     (mqtts,) = free_ports(1)
     pem, key = Authority(tmp_path).issue("server")

@@ -151,6 +151,13 @@ def _push(opened, data):
     return True
 
 
+def busy(ready):
+    """Computes, and leaves the server alone: what an attacker's own use of a processor costs."""
+    ready()
+    while True:
+        pass
+
+
 def slow_starts(ready, port, count, data):
     """Slow loris: connections that say what they have to say byte by byte, and come again when they are sent away."""
     places = [(opened, 0) for opened in _open(port, count)]

@@ -7,11 +7,13 @@ use std::fmt;
 use std::future::Future;
 use std::hash::{Hash, Hasher};
 use std::io;
+use std::num::NonZero;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use catchment_eventlog::{EventLog, LogError};
+use catchment_threads::{ThreadPool, Urgency};
 use catchment_types::{Event, PartitionId, Timestamp, partition_of};
 use futures::FutureExt;
 use futures::future::OptionFuture;
@@ -60,6 +62,8 @@ pub struct Gateway {
     pub(crate) pool: Pool,
     /// Memory for HTTP bodies, in permits of [`BODY_PERMIT_BYTES`].
     pub(crate) http_memory: Arc<Semaphore>,
+    /// For bodies that are unpacked, or so large that others should not wait while they are taken apart.
+    pub(crate) bodies: ThreadPool,
     refusals_logged: ClientLimits,
     /// Keys of requests that may be sent again.
     pub(crate) keys: Keys,
@@ -185,6 +189,7 @@ impl Gateway {
         keeper: Arc<Keeper>,
     ) -> Result<Arc<Self>, ConfigError> {
         let routes = config.routes()?;
+        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
         let http_permits = config.http.buffered_bytes_max / BODY_PERMIT_BYTES;
         Ok(Arc::new(Self {
             keeper,
@@ -194,6 +199,7 @@ impl Gateway {
                 Duration::from_secs(config.http.idempotency_s_max),
                 config.http.idempotency_keys_max,
             ),
+            bodies: ThreadPool::new("body", Urgency::Patient, processors),
             http_memory: Arc::new(Semaphore::new(http_permits.clamp(1, Semaphore::MAX_PERMITS))),
             config,
             log,

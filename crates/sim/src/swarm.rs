@@ -32,8 +32,8 @@ use crate::load::{EVENT_TYPE, LoadDevice};
 use crate::random::source;
 
 const READ_BYTES: usize = 64 << 10;
-/// Messages that one client writes in one go before others have their turn.
-const BURST_MAX: usize = 56;
+/// Messages that one client writes at once before others have their turn, unless it is to write fewer.
+pub const BURST: usize = 56;
 /// Different payloads.
 const PAYLOADS: u32 = 128;
 const EVENTS_MAX: usize = 1024;
@@ -104,6 +104,8 @@ pub struct PublishPlan {
     pub qos: u8,
     /// Messages that a client may have without PUBACK.
     pub window: usize,
+    /// Messages that a client writes at once, at most.
+    pub burst: usize,
     /// Messages a second of all clients together; none: as fast as it goes.
     pub rate: Option<f64>,
 }
@@ -526,9 +528,10 @@ impl Swarm {
         if client.blocked || !client.is_written() {
             return Ok(());
         }
-        let room = if plan.qos == 0 { BURST_MAX } else { plan.window.saturating_sub(client.under_way.len()) };
-        let wanted = if plan.rate.is_some() { client.due.len() } else { BURST_MAX };
-        let count = BURST_MAX.min(room).min(wanted);
+        let room =
+            if plan.qos == 0 { plan.burst } else { plan.window.saturating_sub(client.under_way.len()) };
+        let wanted = if plan.rate.is_some() { client.due.len() } else { plan.burst };
+        let count = plan.burst.min(room).min(wanted);
         self.scratch.clear();
         let now = Instant::now();
         for _ in 0..count {

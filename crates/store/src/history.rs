@@ -48,6 +48,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use catchment_threads::Urgency;
 use catchment_types::{Offset, PartitionId, Timestamp};
 use datafusion::catalog::TableProvider;
 use datafusion::execution::context::SessionContext;
@@ -70,7 +71,7 @@ use crate::shard::Shard;
 use crate::storage::Place;
 use crate::tables::TableId;
 use archive::Archive;
-pub(crate) use blocking::{Urgency, blocking};
+pub(crate) use blocking::blocking;
 use flush::FlushState;
 pub(crate) use flush_metrics::{FlushMetrics, TableLabel};
 use hook::Hook;

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use catchment_sim::swarm::{OpenPlan, Opened, PublishPlan, Published, Swarm, SwarmTarget, Topics};
+use catchment_sim::swarm::{BURST, OpenPlan, Opened, PublishPlan, Published, Swarm, SwarmTarget, Topics};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 
@@ -232,8 +232,13 @@ fn beside<T>(
     std::thread::scope(|scope| {
         let publishing = scope.spawn(|| -> anyhow::Result<Published> {
             let mut total: Option<Published> = None;
-            let slice =
-                PublishPlan { duration: Duration::from_millis(500), qos: 1, window: 1000, rate: Some(rate) };
+            let slice = PublishPlan {
+                duration: Duration::from_millis(500),
+                qos: 1,
+                window: 1000,
+                burst: BURST,
+                rate: Some(rate),
+            };
             while total.is_none() || !done.load(Ordering::Relaxed) {
                 let slice = publishers.publish(&slice)?;
                 total = Some(match total {

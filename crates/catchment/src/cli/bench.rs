@@ -124,6 +124,10 @@ pub(crate) struct GatewayArgs {
     /// Messages that each connection may have without an acknowledgement.
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u16).range(1..=60_000))]
     pub(crate) window: u16,
+    /// Messages that a connection writes at once, at most: 1 is how single devices publish, more is how gateways and clients
+    /// with a backlog do.
+    #[arg(long, value_name = "N", default_value_t = 56, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub(crate) burst: u16,
     /// Where the load of fan-in and latency goes.
     #[arg(long, value_enum, default_value = "events")]
     pub(crate) topics: LoadTopics,

@@ -75,7 +75,7 @@ pub(super) async fn read(gateway: &Gateway, headers: &HeaderMap, body: Body) -> 
     let bytes = collect(body, announced.unwrap_or(0), limits.body_bytes_max, stall_max, &mut share).await?;
     let Some(coding) = coding else { return Ok(Collected { bytes, _share: share }) };
     let bytes_max = limits.decompressed_bytes_max;
-    let unpacked = tokio::task::spawn_blocking(move || unpack(coding, &bytes, bytes_max, share)).await;
+    let unpacked = gateway.bodies.run(move || unpack(coding, &bytes, bytes_max, share)).await;
     unpacked.unwrap_or_else(|_| {
         Err(HttpError::bad_request("content_encoding", "the body could not be decompressed"))
     })

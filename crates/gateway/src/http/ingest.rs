@@ -32,7 +32,7 @@ const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// Tells that events were there already.
 const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 const KEY_BYTES_MAX: usize = 255;
-/// A body above this takes longer than other tasks should wait.
+/// A body above this takes longer than other tasks should wait: it is taken apart on a thread of its own.
 const ASIDE_BYTES: usize = 64 << 10;
 
 /// What a request is told that was taken.
@@ -222,29 +222,42 @@ async fn take_whole(
     body: Body,
 ) -> Result<Accepted, HttpError> {
     let body = body::read(gateway, headers, body).await?;
-    let Admitted { principal, content_type, key, names, tags, topic, .. } = &admitted;
-    let (device_id, event_type) = names.as_ref().map_or(("", ""), |(device, kind)| (device, kind));
-    let body_hash = key.map(|_| marks::hash(&[content_type.as_bytes(), body.bytes()]));
-    let mut target = Target {
-        realm: &principal.realm,
-        device_id,
-        event_type,
-        path: if path.starts_with("/api/v1/topics/") { topic } else { path },
-        tags,
-        mark: 0,
-        skip: 0,
-        received_at: Timestamp::now(),
-        event_bytes_max: gateway.config.http.event_bytes_max,
-        events_max: gateway.config.http.events_max,
-    };
-    let mut under_way = None;
-    if let (Some(key), Some(body)) = (*key, body_hash) {
-        target.mark = Mark::Whole { key, body }.encode();
-        target.skip = begun(gateway.keys.begin(key, body))?;
+    let body_bytes = body.bytes().len();
+    let key = admitted.key;
+    let (mut mark, mut skip, mut under_way) = (0, 0, None);
+    if let Some(key) = key {
+        let body = marks::hash(&[admitted.content_type.as_bytes(), body.bytes()]);
+        mark = Mark::Whole { key, body }.encode();
+        skip = begun(gateway.keys.begin(key, body))?;
         under_way = Some(UnderWay { gateway: Arc::clone(gateway), key, added: 0 });
     }
-    let Events { mut batch, payload_bytes, report } =
-        aside(body.bytes().len(), || events::split(&target, content_type, body.bytes()))?;
+    let path = if path.starts_with("/api/v1/topics/") { admitted.topic.clone() } else { path.to_owned() };
+    let (event_bytes_max, events_max) = (gateway.config.http.event_bytes_max, gateway.config.http.events_max);
+    let split = move || {
+        let Admitted { principal, content_type, names, tags, .. } = &admitted;
+        let (device_id, event_type) = names.as_ref().map_or(("", ""), |(device, kind)| (device, kind));
+        let target = Target {
+            realm: &principal.realm,
+            device_id,
+            event_type,
+            path: &path,
+            tags,
+            mark,
+            skip,
+            received_at: Timestamp::now(),
+            event_bytes_max,
+            events_max,
+        };
+        let events = events::split(&target, content_type, body.bytes());
+        (events, admitted, body)
+    };
+    let (events, admitted, body) = match body_bytes > ASIDE_BYTES {
+        true => gateway.bodies.run(split).await.map_err(|error| HttpError::unavailable("busy", error))?,
+        false => split(),
+    };
+    let Admitted { principal, content_type, names, topic, .. } = &admitted;
+    let device_id = names.as_ref().map_or("", |(device_id, _)| device_id);
+    let Events { mut batch, payload_bytes, report } = events?;
     let Report { seen, replayed, refused, errors } = report;
     if let Some(limits) = &principal.limits {
         limits.charge(u64::from(batch.len()) + refused, payload_bytes);
@@ -323,16 +336,6 @@ pub(super) fn begun<T>(begin: Begin<T>) -> Result<T, HttpError> {
         Begin::Full => {
             Err(HttpError::unavailable("busy", "too many requests with an Idempotency-Key are under way"))
         }
-    }
-}
-
-/// Does what takes long for a large body, while another thread goes on with the tasks of this one.
-fn aside<T>(body_bytes: usize, work: impl FnOnce() -> T) -> T {
-    let flavor = tokio::runtime::Handle::current().runtime_flavor();
-    if body_bytes > ASIDE_BYTES && flavor == tokio::runtime::RuntimeFlavor::MultiThread {
-        tokio::task::block_in_place(work)
-    } else {
-        work()
     }
 }
 

@@ -36,8 +36,8 @@ pub(super) const KEPT_BYTES_MAX: usize = 2 << 10;
 /// A client that sends so few at once is mostly one that sends nothing for a while then.
 const QUIET_MESSAGES_MAX: u64 = 2;
 /// What a connection may do before others have their turn, in small packets, nodes of trees that are looked at, and
-/// subscribers that a message goes to: some hundred microseconds. Others wait no longer than that and one message takes.
-pub(crate) const TURN_WORK_MAX: usize = 2048;
+/// subscribers that a message goes to: ten to a hundred microseconds. Others wait no longer than that and one message takes.
+pub(crate) const TURN_WORK_MAX: usize = 512;
 
 /// Why a connection ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

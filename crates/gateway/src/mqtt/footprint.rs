@@ -31,7 +31,7 @@ fn an_idle_connection_is_small() {
         ("the future of its task; Tokio adds 96", size_of_output(task), 112),
         ("the future that serves a connection", size_of_output(serve), 64),
         ("the connection", size_of::<Connection<Stream>>(), 448),
-        ("the session, with its counts", size_of::<Session>() + 16, 256),
+        ("the session, with its counts", size_of::<Session>() + 16, 224),
         ("the signal, with its counts", size_of::<Signal>() + 16, 48),
         ("the stream, a part of the connection", size_of::<Stream>(), 64),
         ("what it gets when it publishes", size_of::<Intake>(), 448),

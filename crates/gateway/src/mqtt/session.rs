@@ -110,13 +110,26 @@ struct State {
     /// Seconds that it outlives its connection.
     expiry_s: u32,
     will: Option<Box<Will>>,
-    will_due: Option<Instant>,
-    expires_at: Option<Instant>,
-    /// The earliest timer that the broker keeps for this session.
-    timer: Option<Instant>,
+    times: Lazy<Times>,
     /// For the session of a bridge.
     outlet: Option<Arc<Outlet>>,
     ended: bool,
+}
+
+/// When a session without a connection has something to do.
+#[derive(Debug, Default)]
+struct Times {
+    will_due: Option<Instant>,
+    expires_at: Option<Instant>,
+    /// The earliest timer that the broker keeps for this session; a connection that comes does not stop it.
+    timer: Option<Instant>,
+}
+
+impl Unused for Times {
+    fn unused() -> &'static Self {
+        static UNUSED: Times = Times { will_due: None, expires_at: None, timer: None };
+        &UNUSED
+    }
 }
 
 /// What waits for the client and what is on its way, in either direction.
@@ -247,7 +260,9 @@ impl Session {
         state.link = Some(link);
         state.expiry_s = seconds(expiry);
         state.will = will.map(Box::new);
-        (state.will_due, state.expires_at) = (None, None);
+        if let Some(times) = state.times.made() {
+            (times.will_due, times.expires_at) = (None, None);
+        }
         self.kept.connected.store(true, Ordering::Relaxed);
         let mut released = Vec::new();
         if let Some(traffic) = state.traffic.made() {
@@ -306,36 +321,39 @@ impl Session {
             return Some(Parting { will: state.will.take().map(|will| *will), due: None });
         }
         let expires_at = now + Duration::from_secs(state.expiry_s.into());
-        state.expires_at = Some(expires_at);
+        state.times.expires_at = Some(expires_at);
         let will = state.will.take_if(|will| will.delay.is_zero());
-        state.will_due = state.will.as_ref().map(|will| expires_at.min(now + will.delay));
-        self.record_detached(state, will.is_some().then_some(now).or(state.will_due), now);
-        Some(Parting { will: will.map(|will| *will), due: Some(state.will_due.unwrap_or(expires_at)) })
+        let will_due = state.will.as_ref().map(|will| expires_at.min(now + will.delay));
+        state.times.will_due = will_due;
+        self.record_detached(state, will.is_some().then_some(now).or(will_due), now);
+        Some(Parting { will: will.map(|will| *will), due: Some(will_due.unwrap_or(expires_at)) })
     }
 
     /// What is to be done at `now`.
     pub(crate) fn due(&self, now: Instant) -> Due {
         let state = &mut *self.state.lock();
-        state.timer = None;
         if state.link.is_some() || state.ended {
+            state.times.give_back();
             return Due { will: None, is_over: false, next: None };
         }
-        let will_is_due = state.will_due.take_if(|due| *due <= now).is_some();
-        let is_over = state.expires_at.is_some_and(|at| at <= now);
+        let times = &mut *state.times;
+        times.timer = None;
+        let will_is_due = times.will_due.take_if(|due| *due <= now).is_some();
+        let is_over = times.expires_at.is_some_and(|at| at <= now);
         let will = if will_is_due { state.will.take() } else { None };
         Due {
             will: will.map(|will| *will),
             is_over,
-            next: state.will_due.or(state.expires_at).filter(|_| !is_over),
+            next: times.will_due.or(times.expires_at).filter(|_| !is_over),
         }
     }
 
     /// Whether a timer at `due` is needed: not when an earlier one will ask for what is due then.
     pub(crate) fn needs_timer(&self, due: Instant) -> bool {
         let state = &mut *self.state.lock();
-        let needed = state.timer.is_none_or(|at| due < at);
+        let needed = state.times.timer.is_none_or(|at| due < at);
         if needed {
-            state.timer = Some(due);
+            state.times.timer = Some(due);
         }
         needed
     }

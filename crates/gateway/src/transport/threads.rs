@@ -4,12 +4,9 @@
 use std::future::Future;
 use std::io;
 
+use catchment_threads::{Urgency, step_back};
 use tokio::runtime::{Builder, Runtime};
 use tokio_util::task::AbortOnDropHandle;
-
-/// By how much they give way, on the scale of `nice`.
-#[cfg(target_os = "linux")]
-const NICE: libc::c_int = 10;
 
 /// As many as there are processors.
 #[derive(Debug)]
@@ -22,7 +19,7 @@ impl HandshakeThreads {
     /// The system has no room for them.
     pub(super) fn start() -> io::Result<Self> {
         let mut builder = Builder::new_multi_thread();
-        builder.thread_name("handshake").on_thread_start(give_way).enable_all();
+        builder.thread_name("handshake").on_thread_start(|| step_back(Urgency::Patient)).enable_all();
         Ok(Self(Some(builder.build()?)))
     }
 
@@ -48,16 +45,3 @@ impl Drop for HandshakeThreads {
         }
     }
 }
-
-#[cfg(target_os = "linux")]
-#[allow(unsafe_code)]
-fn give_way() {
-    // SAFETY: takes three numbers and touches no memory of ours. On Linux 0 is the calling thread.
-    let refused = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) } != 0;
-    if refused {
-        tracing::debug!("threads for handshakes cannot give way to others");
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn give_way() {}

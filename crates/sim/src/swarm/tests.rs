@@ -57,7 +57,8 @@ fn everything_published_is_acknowledged() {
     let opened = swarm.open(&plan(8)).unwrap();
     assert_eq!((opened.opened, opened.failed, swarm.len()), (8, 0, 8));
     swarm.subscribe(1, |number| format!("a/{number}")).unwrap();
-    let fast = PublishPlan { duration: Duration::from_millis(200), qos: 1, window: 4, rate: None };
+    let fast =
+        PublishPlan { duration: Duration::from_millis(200), qos: 1, window: 4, burst: BURST, rate: None };
     let sent = swarm.publish(&fast).unwrap();
     assert!(sent.published > 100, "{}", sent.published);
     assert_eq!((sent.acknowledged, sent.latency_us.len()), (sent.published, sent.published));

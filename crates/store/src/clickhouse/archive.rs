@@ -6,6 +6,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use catchment_threads::Urgency;
 use catchment_types::{Offset, PartitionId, Timestamp};
 use datafusion::execution::context::SessionContext;
 use tokio::sync::mpsc;
@@ -17,7 +18,7 @@ use super::answer::shaped;
 use super::filter::time;
 use super::scan::Running;
 use crate::history::cold::{COLD_TABLES, ColdReader, ColdWriter, Leaving};
-use crate::history::{StoreError, Urgency, blocking, owner};
+use crate::history::{StoreError, blocking, owner};
 use crate::storage::{Place, Storage};
 use crate::tables::TableId;
 

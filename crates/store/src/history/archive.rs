@@ -19,6 +19,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use catchment_threads::Urgency;
 use catchment_types::Timestamp;
 
 use super::data_file::DataFile;
@@ -28,7 +29,7 @@ use super::retain::{delete_orphans, is_over};
 use super::table::{Part, Replacement, Table, data_files};
 use super::view::View;
 use super::writer::delete_uncommitted;
-use super::{DeltaHistory, Urgency, blocking, owner};
+use super::{DeltaHistory, blocking, owner};
 use crate::delta::actions::Action;
 use crate::storage::Storage;
 use crate::tables::TableId;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arrow::array::RecordBatch;
+use catchment_threads::Urgency;
 use catchment_types::{Offset, Timestamp};
 use futures::{StreamExt, stream};
 
@@ -18,7 +19,7 @@ use super::error::StoreError;
 use super::hook::{Hook, Step};
 use super::table::{Table, committed, data_files, offset_action};
 use super::writer::{FileWriter, delete_uncommitted, join, pick, shared};
-use super::{DeltaHistory, HistoryHealth, Urgency, sort};
+use super::{DeltaHistory, HistoryHealth, sort};
 use crate::delta::DeltaLog;
 use crate::delta::actions::Action;
 use crate::tables::TableId;

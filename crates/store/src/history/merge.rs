@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
+use catchment_threads::Urgency;
 use catchment_types::Timestamp;
 use datafusion::execution::context::SessionContext;
 use datafusion::functions_aggregate::{min_max, sum};
@@ -23,7 +24,7 @@ use super::data_file::DataFile;
 use super::error::StoreError;
 use super::table::{Replacement, Table};
 use super::writer::{FileWriter, delete_uncommitted};
-use super::{DeltaHistory, Urgency, blocking};
+use super::{DeltaHistory, blocking};
 use crate::delta::actions::Action;
 use crate::tables::TableId;
 

@@ -8,6 +8,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use arrow::array::{RecordBatch, UInt32Array};
+use catchment_threads::Urgency;
 use catchment_types::{DEFAULT_REALM, Offset, partition_of};
 use datafusion::error::DataFusionError;
 use foldhash::{HashMap, HashMapExt};
@@ -18,7 +19,7 @@ use super::error::StoreError;
 use super::snapshot_file::{self, Covered};
 use super::sort::strings;
 use super::table::Table;
-use super::{DeltaHistory, Urgency, blocking};
+use super::{DeltaHistory, blocking};
 use crate::shard::Shard;
 use crate::storage::Wanted;
 use crate::tables::TableId;

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use catchment_threads::Urgency;
 use catchment_types::Timestamp;
 
 use super::data_file::DataFile;
 use super::error::StoreError;
 use super::table::Table;
-use super::{DeltaHistory, Urgency, blocking};
+use super::{DeltaHistory, blocking};
 use crate::delta::DeltaLog;
 use crate::delta::actions::Action;
 

@@ -7,14 +7,16 @@
 //! after `cache_s`, and forgets a device at once when its password changes. Wrong passwords are remembered for a moment too,
 //! so that a device that keeps trying one costs one hash.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use argon2::{Algorithm, Argon2, Params, Version};
+use argon2::{Algorithm, Argon2, Block, Params, Version};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+use catchment_threads::{ThreadPool, Urgency};
 use catchment_types::Timestamp;
 use foldhash::fast::RandomState;
 use parking_lot::Mutex;
@@ -165,6 +167,7 @@ pub(super) struct Passwords {
     key: Key,
     cache: Mutex<Cache>,
     hashing: Arc<Semaphore>,
+    threads: ThreadPool,
     waiting: AtomicUsize,
 }
 
@@ -174,6 +177,7 @@ impl Passwords {
             key: random()?,
             cache: Mutex::default(),
             hashing: Arc::new(Semaphore::new(config.concurrent_max.max(1))),
+            threads: ThreadPool::new("password", Urgency::Patient, config.concurrent_max),
             waiting: AtomicUsize::new(0),
             config,
         })
@@ -216,7 +220,7 @@ impl Passwords {
         if let Some(known) = is_needed() {
             return Ok(known);
         }
-        let hashing = tokio::task::spawn_blocking(move || {
+        let hashing = self.threads.run(move || {
             // Held until the work is done: who hangs up does not make room for one more.
             let _permit = permit;
             work()
@@ -354,6 +358,12 @@ impl Registry {
     }
 }
 
+thread_local! {
+    /// Kept from one hash to the next, until the thread ends: to have megabytes from the system each time takes a good part of
+    /// the time of a hash, and holds up all others who have memory from it.
+    static MEMORY: RefCell<Vec<Block>> = const { RefCell::new(Vec::new()) };
+}
+
 fn derive(
     memory_kib: u32,
     passes: u32,
@@ -362,7 +372,14 @@ fn derive(
 ) -> Result<[u8; HASH_BYTES], argon2::Error> {
     let params = Params::new(memory_kib, passes, 1, Some(HASH_BYTES))?;
     let mut hash = [0; HASH_BYTES];
-    Argon2::new(Algorithm::Argon2id, Version::V0x13, params).hash_password_into(password, salt, &mut hash)?;
+    MEMORY.with_borrow_mut(|memory| {
+        if let Some(more) = params.block_count().checked_sub(memory.len()) {
+            memory.try_reserve_exact(more).map_err(|_| argon2::Error::OutOfMemory)?;
+            memory.resize(params.block_count(), Block::default());
+        }
+        Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
+            .hash_password_into_with_memory(password, salt, &mut hash, memory)
+    })?;
     Ok(hash)
 }
 

@@ -29,7 +29,8 @@ fn one(args: &GatewayArgs, target: &Target, connections: u32, qos: u8) -> anyhow
     let mut swarm = target.publishers("fan-in", connections, topics_of(args))?;
     // Thousands of connections share the memory of this process that a window takes.
     let window = usize::from(args.window);
-    let mut plan = PublishPlan { duration: WARM_UP, qos, window, rate: None };
+    let burst = usize::from(args.burst);
+    let mut plan = PublishPlan { duration: WARM_UP, qos, window, burst, rate: None };
     swarm.publish(&plan)?;
     target.wait_caught_up()?;
     plan.duration = Duration::from_secs(args.duration);
@@ -46,6 +47,7 @@ fn one(args: &GatewayArgs, target: &Target, connections: u32, qos: u8) -> anyhow
         .set("connections", connections)
         .set("qos", qos)
         .set("window", if qos > 0 { window } else { 0 })
+        .set("burst", burst)
         .published(&published);
     if target.pid.is_some() {
         result = result

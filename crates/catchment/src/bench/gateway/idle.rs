@@ -69,6 +69,7 @@ fn after_a_publish(
         duration: Duration::from_secs_f64(all / f64::from(ONCE_RATE) + 0.01),
         qos: 1,
         window: 1,
+        burst: 1,
         rate: Some(f64::from(ONCE_RATE)),
     };
     let published = idle.publish(&plan)?;

@@ -16,7 +16,8 @@ pub(super) fn measure(args: &GatewayArgs, figures: &mut Figures) -> anyhow::Resu
     let connections = args.connections.first().copied().unwrap_or(50);
     let mut swarm = target.publishers("latency", connections, topics_of(args))?;
     let window = usize::from(args.window);
-    let mut plan = PublishPlan { duration: WARM_UP, qos: 1, window, rate: None };
+    let burst = usize::from(args.burst);
+    let mut plan = PublishPlan { duration: WARM_UP, qos: 1, window, burst, rate: None };
     swarm.publish(&plan)?;
     target.wait_caught_up()?;
     plan.duration = Duration::from_secs(args.duration);

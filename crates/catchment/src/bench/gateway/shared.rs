@@ -27,6 +27,7 @@ pub(super) fn measure(args: &GatewayArgs, figures: &mut Figures) -> anyhow::Resu
         duration: Duration::from_secs(args.duration),
         qos: 1,
         window: usize::from(args.window),
+        burst: usize::from(args.burst),
         rate: (rate > 0).then_some(f64::from(rate)),
     };
     let (before, stop) = (target.spent()?, AtomicBool::new(false));

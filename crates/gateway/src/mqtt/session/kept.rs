@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::{Delivery, Outgoing, QueueLimits, Session, Stage, State};
+use super::{Delivery, Outgoing, QueueLimits, Session, Stage, State, Times};
 use crate::mqtt::codec::QoS;
 use crate::mqtt::keep::{Image, Keeper, KeptSession, Link, Queued, Record, Waiting, now_ms};
 use crate::mqtt::message::Message;
@@ -230,14 +230,14 @@ impl Session {
             now.checked_add(left).unwrap_or(now + Duration::from_secs(u32::MAX.into()))
         };
         let expires_at = at(at_ms.saturating_add(expiry_ms));
+        let will_due = will.as_ref().and(will_due_ms).map(at);
         let mut state = State {
             filters: kept.filters.keys().cloned().collect(),
             expiry_s: u32::try_from(kept.expiry_s).unwrap_or(u32::MAX),
-            will_due: will.as_ref().and(will_due_ms).map(at),
             will: will.map(Box::new),
-            expires_at: Some(expires_at),
             ..State::default()
         };
+        *state.times = Times { will_due, expires_at: Some(expires_at), timer: None };
         if !kept.received.is_empty() {
             state.traffic.received = kept.received.keys().copied().collect();
         }
@@ -262,7 +262,7 @@ impl Session {
                 }
             }
         }
-        let due = state.will_due.unwrap_or(expires_at).min(expires_at);
+        let due = will_due.unwrap_or(expires_at).min(expires_at);
         *session.state.lock() = state;
         (session, due)
     }

@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use catchment_threads::Urgency;
 use catchment_types::Timestamp;
 use datafusion::catalog::Session;
 use datafusion::error::Result;
@@ -18,12 +19,12 @@ use parking_lot::{Mutex, RwLock};
 
 use super::{Leaving, leaving};
 use crate::delta::DeltaLog;
+use crate::history::blocking;
 use crate::history::data_file::{DataFile, FileList, FileStats};
 use crate::history::error::StoreError;
 use crate::history::prune::prune;
 use crate::history::scan::FileReader;
 use crate::history::table::{Part, data_files};
-use crate::history::{Urgency, blocking};
 use crate::storage::Storage;
 use crate::tables::TableId;
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arrow::array::RecordBatch;
+use catchment_threads::Urgency;
 use catchment_types::{Offset, PartitionId, Timestamp};
 use datafusion::execution::context::SessionContext;
 use parking_lot::Mutex;
@@ -13,13 +14,13 @@ use super::reader::KNOWN_MAX;
 use super::{BEFORE, Leaving, before, leaving, tag};
 use crate::delta::actions::{Action, Add};
 use crate::history::HistoryConfig;
+use crate::history::blocking;
 use crate::history::data_file::DataFile;
 use crate::history::error::StoreError;
 use crate::history::merge::{due, merge};
 use crate::history::retain::{delete_orphans, is_over};
 use crate::history::table::{Part, Table};
 use crate::history::writer::{FileWriter, delete_uncommitted};
-use crate::history::{Urgency, blocking};
 use crate::storage::Storage;
 use crate::tables::TableId;
 
