@@ -177,7 +177,7 @@ impl Passwords {
             key: random()?,
             cache: Mutex::default(),
             hashing: Arc::new(Semaphore::new(config.concurrent_max.max(1))),
-            threads: ThreadPool::new("password", Urgency::Patient, config.concurrent_max),
+            threads: ThreadPool::new("password", Urgency::Soon, config.concurrent_max),
             waiting: AtomicUsize::new(0),
             config,
         })
