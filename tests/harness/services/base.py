@@ -196,10 +196,10 @@ class Service:
             if time.monotonic() > deadline:
                 # It has a session of its own: what it has started ends with it.
                 os.killpg(pid, signal.SIGKILL)
-            # Whoever has started it as a child has to take its end in.
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
             time.sleep(0.02)
+        # Whoever has started it as a child has to take its end in: until then, the next PostgreSQL in its folder takes it for alive.
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
         return True
 
     def _state(self):
