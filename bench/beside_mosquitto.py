@@ -77,7 +77,8 @@ class Mosquitto:
 
 def run(options, *arguments):
     """One run of the bench; gives the results of its measurements."""
-    load = ("--duration", options.seconds, "--connections", options.connections, "--qos", options.qos, "--burst", options.burst)
+    load = ("--duration", options.seconds, "--connections", options.connections)
+    load = (*load, "--qos", options.qos, "--burst", options.burst)
     command = [BINARY, "bench", "gateway", "--json", "--scenario", "fan-in", *map(str, load), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:

@@ -20,13 +20,21 @@ pub enum Urgency {
     Later,
 }
 
+/// The kernel has no more than this.
+#[cfg(target_os = "linux")]
+const NICE_MAX: libc::c_int = 19;
+
 /// Lowers the priority of this thread, for good: on Linux, niceness is a thread's. Elsewhere it would be the process's, and
 /// all threads stay equal.
 #[cfg(target_os = "linux")]
 #[allow(unsafe_code)]
 pub fn step_back(urgency: Urgency) {
-    // SAFETY: takes three numbers and touches no memory of ours; 0 is the calling thread.
-    let nice = |by: libc::c_int| unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, by) };
+    // From where the process was put: it may run as nice as it can be already.
+    // SAFETY: both take numbers and touch no memory of ours; 0 is the calling thread.
+    let nice = |by: libc::c_int| unsafe {
+        let now = libc::getpriority(libc::PRIO_PROCESS, 0);
+        libc::setpriority(libc::PRIO_PROCESS, 0, (now + by).min(NICE_MAX))
+    };
     let refused = match urgency {
         Urgency::Now => 0,
         Urgency::Soon => nice(5),
@@ -62,7 +70,7 @@ mod tests {
             step_back(Urgency::Patient);
             now()
         });
-        assert_eq!(there.join().unwrap(), before.max(10));
+        assert_eq!(there.join().unwrap(), (before + 10).min(NICE_MAX));
         assert_eq!(now(), before);
     }
 }

@@ -252,7 +252,10 @@ async fn take_whole(
         (events, admitted, body)
     };
     let (events, admitted, body) = match body_bytes > ASIDE_BYTES {
-        true => gateway.bodies.run(split).await.map_err(|error| HttpError::unavailable("busy", error))?,
+        true => gateway.bodies.run(split).await.map_err(|error| {
+            tracing::error!(%error, "a body was not taken apart");
+            HttpError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the body could not be taken apart")
+        })?,
         false => split(),
     };
     let Admitted { principal, content_type, names, topic, .. } = &admitted;

@@ -425,6 +425,14 @@ mod tests {
     }
 
     #[test]
+    fn memory_that_another_hash_has_used_changes_nothing() {
+        let hash = |memory_kib| derive(memory_kib, 2, &[7; SALT_BYTES], b"a password").unwrap();
+        let on_its_own = |memory_kib| std::thread::spawn(move || hash(memory_kib)).join().unwrap();
+        let sizes = [64, 1024, 8, 256];
+        assert_eq!(sizes.map(hash), sizes.map(on_its_own));
+    }
+
+    #[test]
     fn the_cache_is_bounded_and_forgets() {
         let mut cache = Cache::default();
         let (now, kept) = (Instant::now(), Duration::from_secs(10));
