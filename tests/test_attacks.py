@@ -138,6 +138,13 @@ def test_overlapping_subscriptions(broker):
         measure("subscription bomb: 8 × 1,000 filters that all match, and a flood of their topic", made.server, filters)
 
 
+def test_filters_that_topics_lead_past(broker):
+    made = broker()
+    with Attack(attacks.passing, made.server.mqtt_port, 1000, 31) as filters:
+        assert metric(made.server, "catchment_gateway_subscriptions ") >= 1000
+        measure("subscription bomb: topics that lead past 20,000 levels of filters, and fit none", made.server, filters)
+
+
 def test_subscribing_again_and_again(broker):
     made = broker()
     with Attack(attacks.subscribing, made.server.mqtt_port, 2) as again:

@@ -267,6 +267,19 @@ def subscriptions(ready, port, clients, filters, levels):
     flood(ready, port, raw.publish(topic, b"", qos=0), 2)
 
 
+def passing(ready, port, filters, levels):
+    """Filters that a topic leads past, level after level, and none of which it fits in the end; each message has a new one."""
+    connection = raw.Connection(port)
+    connection.open(client_id="filters")
+    ends = ["+"] * (levels - 11) + ["never"]
+    wanted = [["a" if bits >> at & 1 else "+" for at in range(10)] + ends for bits in range(filters)]
+    body = struct.pack(">H", 1) + b"\0" + b"".join(raw.text("/".join(parts)) + b"\0" for parts in wanted)
+    connection.send(raw.packet(raw.SUBSCRIBE, 2, body))
+    time.sleep(1)
+    way = "/".join("a" * (levels - 1))
+    flood(ready, port, b"".join(raw.publish(f"{way}/{number}", b"", qos=0) for number in range(200)), 2)
+
+
 def subscribing(ready, port, clients):
     """One packet after the other that subscribes to the same a thousand times, and to what is not there no more."""
     one = raw.text("a/+/b") + b"\0"

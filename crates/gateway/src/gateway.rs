@@ -34,7 +34,7 @@ use crate::marks::{self, Mark};
 use crate::metrics::GatewayMetrics;
 use crate::mqtt::{
     self, Broker, Interest, KeepError, Keeper, KeptRecord, Message, Outbox, Pool, PublishProperties, QoS,
-    RECHECK, SERVER, SHUT_DOWN, SessionStore, Signal, TopicLimits, Will,
+    RECHECK, SERVER, SHUT_DOWN, SessionStore, Signal, TopicLimits, Turn, Will,
 };
 use crate::route::{RouteBook, RouteStore, RouteStoreError, Routes};
 use crate::transport::{Listener, Remote};
@@ -344,7 +344,7 @@ impl Gateway {
     ///
     /// # Errors
     /// When `topic` is not one.
-    pub fn publish(
+    pub async fn publish(
         &self,
         realm: &str,
         topic: &str,
@@ -357,7 +357,7 @@ impl Gateway {
         }
         let properties = PublishProperties::default();
         let message = Arc::new(Message::new(topic, &properties, payload, qos, retain, SERVER));
-        self.broker(realm).publish(&message);
+        self.broker(realm).publish(&message, &mut Turn::default()).await;
         Ok(())
     }
 
@@ -457,7 +457,7 @@ impl Gateway {
                 batches.submit(&*self.log, |submitted| submitted.map(drop).unwrap_or_else(refused)).await;
             }
         }
-        broker.publish(&will.message(SERVER));
+        broker.publish(&will.message(SERVER), &mut Turn::default()).await;
         if will.kept_by != 0 {
             self.keeper.append(&KeptRecord::WillDone { session: will.kept_by });
         }

@@ -121,7 +121,7 @@ async fn qos2_out_goes_on_where_it_was() {
     let (mut reader, _) = kept(&server, false, "r").await;
     subscribed(&mut reader, false, "#", 2).await;
     for payload in [b"a", b"b"] {
-        server.gateway.publish("main", "x", payload, QoS::ExactlyOnce, false).unwrap();
+        server.gateway.publish("main", "x", payload, QoS::ExactlyOnce, false).await.unwrap();
     }
     reader.expect(&publish(false, "x", 2, 1, b"a")).await;
     reader.expect(&publish(false, "x", 2, 2, b"b")).await;
@@ -137,7 +137,7 @@ async fn qos2_out_goes_on_where_it_was() {
     reader.send(&[0x70, 2, 0, 1, 0x50, 2, 0, 2]).await;
     reader.expect(&[0x62, 2, 0, 2]).await;
     reader.send(&[0x70, 2, 0, 2]).await;
-    server.gateway.publish("main", "x", b"c", QoS::ExactlyOnce, false).unwrap();
+    server.gateway.publish("main", "x", b"c", QoS::ExactlyOnce, false).await.unwrap();
     reader.expect(&publish(false, "x", 2, 3, b"c")).await;
 }
 

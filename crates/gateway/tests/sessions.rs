@@ -42,7 +42,7 @@ async fn qos2_goes_out_in_four_steps() {
     let server = Server::start().await;
     let mut subscriber = server.client(true, "s").await;
     subscribed(&mut subscriber, true, "#", 2).await;
-    server.gateway.publish("main", "a", b"x", QoS::ExactlyOnce, false).unwrap();
+    server.gateway.publish("main", "a", b"x", QoS::ExactlyOnce, false).await.unwrap();
     subscriber.expect(&publish(true, "a", 2, 1, b"x")).await;
     subscriber.send(&[0x50, 2, 0, 1]).await;
     subscriber.expect(&[0x62, 2, 0, 1]).await;
@@ -90,7 +90,7 @@ async fn overlapping_filters_give_one_message_with_all_identifiers_where_that_is
         client.send(&packet(0x82, &body)).await;
         client.packet().await;
     }
-    server.gateway.publish("main", "a/b", b"x", QoS::AtLeastOnce, false).unwrap();
+    server.gateway.publish("main", "a/b", b"x", QoS::AtLeastOnce, false).await.unwrap();
     let got = client.packet().await;
     assert_eq!(got[0], 0x32);
     let properties = &got[2 + 5 + 2..][..5];
@@ -106,7 +106,7 @@ async fn overlapping_filters_give_a_message_each() {
         client.send(&packet(0x82, &[&[0, id, 2, 0x0b, id][..], &text(filter), &[0]].concat())).await;
         client.packet().await;
     }
-    server.gateway.publish("main", "a/b", b"x", QoS::AtMostOnce, false).unwrap();
+    server.gateway.publish("main", "a/b", b"x", QoS::AtMostOnce, false).await.unwrap();
     let mut ids = [client.packet().await[9], client.packet().await[9]];
     ids.sort_unstable();
     assert_eq!(ids, [1, 2]);
@@ -170,17 +170,19 @@ async fn a_session_keeps_what_was_missed_and_sends_again_what_was_not_finished()
     client.send(&connect).await;
     client.packet().await;
     subscribed(&mut client, true, "a", 2).await;
-    let send = |payload: &[u8], qos| server.gateway.publish("main", "a", payload, qos, false).unwrap();
-    send(b"1", QoS::AtLeastOnce);
-    send(b"2", QoS::ExactlyOnce);
+    let send = async |payload: &[u8], qos| {
+        server.gateway.publish("main", "a", payload, qos, false).await.unwrap();
+    };
+    send(b"1", QoS::AtLeastOnce).await;
+    send(b"2", QoS::ExactlyOnce).await;
     client.expect(&publish(true, "a", 1, 1, b"1")).await;
     client.expect(&publish(true, "a", 2, 2, b"2")).await;
     client.send(&[0x50, 2, 0, 2]).await;
     client.expect(&[0x62, 2, 0, 2]).await;
     drop(client);
     until("disconnect", || server.metric("catchment_gateway_connections ") == 0.0).await;
-    send(b"3", QoS::AtLeastOnce);
-    send(b"zero", QoS::AtMostOnce);
+    send(b"3", QoS::AtLeastOnce).await;
+    send(b"zero", QoS::AtMostOnce).await;
     let mut client = server.raw().await;
     client.send(&connect).await;
     assert_eq!(client.packet().await[2], 1, "session present");
@@ -191,7 +193,7 @@ async fn a_session_keeps_what_was_missed_and_sends_again_what_was_not_finished()
     // A clean start forgets it all.
     client.send(&[0xe0, 0]).await;
     let mut client = server.client(true, "s").await;
-    send(b"4", QoS::AtLeastOnce);
+    send(b"4", QoS::AtLeastOnce).await;
     client.silent().await;
 }
 
@@ -215,15 +217,15 @@ async fn a_slow_client_has_a_bounded_queue_and_a_window() {
     client.send(&connect_with(true, "s", true, &[0x21, 0, 2, 0x27, 0, 0, 0, 100])).await;
     client.packet().await;
     subscribed(&mut client, true, "a", 1).await;
-    server.gateway.publish("main", "a", &[b'x'; 100], QoS::AtLeastOnce, false).unwrap();
+    server.gateway.publish("main", "a", &[b'x'; 100], QoS::AtLeastOnce, false).await.unwrap();
     until("too large", || server.metric("catchment_gateway_dropped_too_large_total") == 1.0).await;
     for number in 0..2 {
-        server.gateway.publish("main", "a", &[number], QoS::AtLeastOnce, false).unwrap();
+        server.gateway.publish("main", "a", &[number], QoS::AtLeastOnce, false).await.unwrap();
     }
     let first = client.packet().await;
     client.packet().await;
     for number in 2..20 {
-        server.gateway.publish("main", "a", &[number], QoS::AtLeastOnce, false).unwrap();
+        server.gateway.publish("main", "a", &[number], QoS::AtLeastOnce, false).await.unwrap();
     }
     client.silent().await;
     assert_eq!(server.metric("catchment_gateway_dropped_full_total"), 8.0);

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use crate::config::MqttConfig;
 use crate::mqtt::codec::{PublishProperties, QoS};
 use crate::mqtt::{
-    Filter, Keeper, Message, Retained, RetainedLimits, Session, Subscriptions, TopicLimits, Wish,
+    Filter, Keeper, Matching as Search, Message, Retained, RetainedLimits, Session, Subscriptions, Target,
+    TopicLimits, Wish,
 };
 
 const LIMITS: RetainedLimits = RetainedLimits { messages_max: 1 << 20, bytes_max: 1 << 30 };
@@ -67,9 +68,18 @@ impl Matching {
     /// get it, in order.
     #[must_use]
     pub fn targets(&self, topic: &str) -> (Vec<u8>, Vec<String>) {
-        let targets = self.subscriptions.targets(topic, 0).0;
-        assert_eq!(self.subscriptions.is_wanted(topic).0, !targets.is_empty());
+        let targets = self.subscriptions.targets(topic, 0);
+        assert_eq!(self.subscriptions.is_wanted(topic, usize::MAX).0, !targets.is_empty());
+        let mut pieces = Search::default();
+        while !pieces.is_done {
+            self.subscriptions.search(&mut pieces, topic, 0, 3);
+        }
+        let ids = |targets: &[Target]| targets.iter().map(|target| target.session.id()).collect::<Vec<_>>();
+        // Of shared subscriptions it is another member's turn each time.
+        assert_eq!(pieces.targets.len(), targets.len());
+        pieces.targets.retain(|target| target.shared.is_none());
         let (shared, own): (Vec<_>, Vec<_>) = targets.into_iter().partition(|target| target.shared.is_some());
+        assert_eq!(ids(&pieces.targets), ids(&own));
         let mut own: Vec<u8> = own.iter().map(|target| (target.session.id() - 1) as u8).collect();
         let mut shared: Vec<String> =
             shared.iter().filter_map(|target| target.shared.as_deref().map(str::to_owned)).collect();

@@ -26,7 +26,7 @@ use crate::gateway::Gateway;
 use crate::ingest::is_kept;
 use crate::marks::{self, Mark};
 use crate::metrics::GatewayMetrics;
-use crate::mqtt::{Message, PublishProperties, QoS, SERVER, TURN_WORK_MAX};
+use crate::mqtt::{Message, PublishProperties, QoS, SERVER, Turn};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// Tells that events were there already.
@@ -351,18 +351,17 @@ pub(super) async fn broker(
     batch: &EventBatch,
 ) {
     let broker = gateway.broker(realm);
-    if !broker.subscriptions.is_wanted(topic).0 {
+    let mut turn = Turn::default();
+    if !broker.subscriptions.is_wanted(topic, turn.left()).0 {
         return;
     }
     let raw = PublishProperties::encode_content_type(content_type);
     let properties = PublishProperties { raw: &raw, ..PublishProperties::default() };
-    let mut work = 0;
     for event in batch {
         let message = Message::new(topic, &properties, event.payload, QoS::AtLeastOnce, false, SERVER);
-        work += broker.publish(&Arc::new(message));
-        if work >= TURN_WORK_MAX {
-            work = 0;
-            tokio::task::yield_now().await;
+        broker.publish(&Arc::new(message), &mut turn).await;
+        if turn.is_over() {
+            turn.rest().await;
             broker.room().await;
         }
     }

@@ -23,6 +23,7 @@ use super::pool::{READ_BYTES, Workspace};
 use super::session::{NothingWanted, Session};
 use super::signal::{DELIVER, RECHECK, SHUT_DOWN, TAKEN_OVER};
 use super::standing::Standing;
+use super::turn::Turn;
 use crate::admission::Principal;
 use crate::gateway::Registered;
 use crate::ingest::Batches;
@@ -35,9 +36,6 @@ pub(super) const KEPT_BYTES_MAX: usize = 2 << 10;
 
 /// A client that sends so few at once is mostly one that sends nothing for a while then.
 const QUIET_MESSAGES_MAX: u64 = 2;
-/// What a connection may do before others have their turn, in small packets, nodes of trees that are looked at, and
-/// subscribers that a message goes to: ten to a hundred microseconds. Others wait no longer than that and one message takes.
-pub(crate) const TURN_WORK_MAX: usize = 512;
 
 /// Why a connection ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,8 +77,7 @@ pub(crate) struct Connection<S> {
     pub(super) intake: Lazy<Intake>,
     /// Many messages came with the last read: what publishing needs is needed again at once.
     pub(super) busy: bool,
-    /// What was done in this turn; see [`TURN_WORK_MAX`].
-    pub(super) work: usize,
+    pub(super) turn: Turn,
     /// Something of the current read must be recorded before its events go to the log.
     pub(super) precommit: bool,
     /// Something of the current read went to the journal.
@@ -138,14 +135,14 @@ enum Step {
     Close(Close),
 }
 
-/// How far a turn came with its input.
-enum Turn<'a> {
+/// How far a connection came with its input.
+enum Progress<'a> {
     /// To the end of what is whole.
     Done,
     /// To SUBSCRIBE or UNSUBSCRIBE, which comes after what is before it.
     Filters(Packet<'a>),
-    /// There may be more, after others had theirs.
-    Over,
+    /// To the end of its turn: there may be more.
+    TurnOver,
 }
 
 /// Where input lies.
@@ -337,13 +334,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 intake.tally.report(&self.registered.gateway.metrics);
             }
             match parsed {
-                Ok(Turn::Over) => self.rest_after(TURN_WORK_MAX).await,
-                Ok(Turn::Filters(packet)) => {
+                Ok(Progress::TurnOver) => self.turn.rest().await,
+                Ok(Progress::Filters(packet)) => {
                     if let Err(close) = self.take_filters(packet).await {
                         break Err(close);
                     }
                 }
-                Ok(Turn::Done) => break Ok(()),
+                Ok(Progress::Done) => break Ok(()),
                 Err(close) => break Err(close),
             }
         };
@@ -367,28 +364,28 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         bytes: &'a [u8],
         taken: &mut usize,
         batches: &mut Batches,
-    ) -> Result<Turn<'a>, Close> {
+    ) -> Result<Progress<'a>, Close> {
         let received_at = Timestamp::now();
         let configured = self.registered.gateway.config.mqtt.packet_bytes_max;
         let packet_bytes_max = self.far.as_ref().map_or(configured, |far| far.packet_bytes_max);
         loop {
-            if self.work >= TURN_WORK_MAX {
-                return Ok(Turn::Over);
+            if self.turn.is_over() {
+                return Ok(Progress::TurnOver);
             }
             match codec::frame(&bytes[*taken..], packet_bytes_max).map_err(Close::Fault)? {
                 Framed::Packet(frame) => {
                     let filters = self.take_packet(&frame, received_at, batches)?;
                     *taken += frame.length;
-                    self.work += 1;
+                    self.turn.add(1);
                     if let Some(packet) = filters {
-                        return Ok(Turn::Filters(packet));
+                        return Ok(Progress::Filters(packet));
                     }
                 }
                 Framed::Partial(length) => {
                     // A packet has less than 256 MiB (3.1.1 and 5.0, 2.2.3).
                     let large = length.filter(|&length| length > READ_BYTES);
                     self.large = large.and_then(|length| u32::try_from(length).ok()).unwrap_or(0);
-                    return Ok(Turn::Done);
+                    return Ok(Progress::Done);
                 }
             }
         }
@@ -440,14 +437,6 @@ impl<S> Connection<S> {
         let is_idle = |intake: &Intake| intake.acks.is_empty() && intake.topics.is_without_aliases();
         if !self.busy && self.intake.made().is_some_and(|intake| is_idle(intake)) {
             self.intake.give_back();
-        }
-    }
-
-    /// Lets others have their turn, if more was done in this one than `work_max`.
-    pub(super) async fn rest_after(&mut self, work_max: usize) {
-        if self.work >= work_max {
-            self.work = 0;
-            tokio::task::yield_now().await;
         }
     }
 

@@ -4,7 +4,7 @@ use super::codec::{
     self, Ack, AckKind, Packet, ProtocolError, Reason, RetainHandling, Subscribe, SubscribeOptions,
     Unsubscribe, Version,
 };
-use super::connection::{Close, Connection, TURN_WORK_MAX};
+use super::connection::{Close, Connection};
 use super::subscriptions::Wish;
 use crate::metrics::GatewayMetrics;
 
@@ -13,7 +13,7 @@ const NORMAL_DISCONNECTION: u8 = 0x00;
 /// Reason codes from here on tell of failures.
 const FAILURES: u8 = 0x80;
 
-/// What a subscription costs in the measure of [`TURN_WORK_MAX`].
+/// What a subscription costs in the measure of a [`super::turn::Turn`].
 const SUBSCRIBE_WORK: usize = 8;
 
 impl<S> Connection<S> {
@@ -87,7 +87,7 @@ impl<S> Connection<S> {
         let mut refusal = Reason::Success;
         let filters_max = self.registered.gateway.config.mqtt.subscriptions_per_client_max;
         for (at, &(filter, options)) in subscribe.filters.iter().enumerate() {
-            self.rest_after(TURN_WORK_MAX).await;
+            self.turn.rest().await;
             // More than a client may have are not even looked at: one packet has room for a quarter of a million.
             let subscribed = match at < filters_max {
                 true => self.subscribe_to(filter, options, subscribe.subscription_id),
@@ -136,7 +136,7 @@ impl<S> Connection<S> {
             RetainHandling::IfNew => is_new,
             RetainHandling::Never => false,
         };
-        self.work += SUBSCRIBE_WORK;
+        self.turn.add(SUBSCRIBE_WORK);
         let filters_max = self.registered.gateway.config.mqtt.subscriptions_per_client_max;
         let added = self.broker.subscribe(&self.session, text, filter, wish, filters_max, wants_retained);
         if added { Ok(()) } else { Err(Reason::QuotaExceeded) }
@@ -146,8 +146,8 @@ impl<S> Connection<S> {
         let mut codes = Vec::with_capacity(unsubscribe.filters.len());
         let mut refusal = Reason::Success;
         for &text in &unsubscribe.filters {
-            self.work += 1;
-            self.rest_after(TURN_WORK_MAX).await;
+            self.turn.add(1);
+            self.turn.rest().await;
             let reason = match self.registered.gateway.topic_limits.filter(text) {
                 None => {
                     refusal = Reason::TopicFilterInvalid;

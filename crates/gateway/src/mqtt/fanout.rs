@@ -10,59 +10,71 @@ use super::keep::{Image, KeptSession, Origin, Queued, Record};
 use super::message::Message;
 use super::peers::{Chosen, add, is_peer};
 use super::session::{Place, Session};
-use super::subscriptions::Target;
+use super::subscriptions::{Matching, Target};
 use super::topics::is_reserved;
+use super::turn::Turn;
 
 /// Who gets a message, with what was recorded of it.
 #[derive(Debug, Default)]
 pub(super) struct Staged {
     /// With the message's number in a session that is kept.
-    targets: Vec<(Target, u64)>,
+    targets: std::vec::IntoIter<(Target, u64)>,
+    /// Of those whom it was queued for already, other gateways.
+    peers: Chosen,
     /// Where the record ends in the journal; 0 without one.
     pub(super) position: u64,
     /// Whether the message has its place among the retained ones already.
     is_retained: bool,
     /// Whether it came from another gateway, which has told all others.
     is_from_peer: bool,
-    /// Nodes and subscribers that were looked at.
-    pub(super) work: usize,
 }
 
 impl Broker {
-    /// Keeps a retained message, and queues the message for everybody who subscribed to its topic. Gives the number of nodes
-    /// and subscribers that were looked at.
-    pub(crate) fn publish(&self, message: &Arc<Message>) -> usize {
-        let staged = self.stage(message, None);
-        let work = staged.work;
-        self.deliver(message, staged);
-        work
+    /// Keeps a retained message, and queues the message for everybody who subscribed to its topic. Others have their turn in
+    /// between: there may be many who did.
+    pub(crate) async fn publish(&self, message: &Arc<Message>, turn: &mut Turn) {
+        let targets = self.targets(message, turn).await;
+        let staged = self.stage(message, None, false, targets);
+        self.deliver(message, staged, turn).await;
     }
 
-    /// Records what is to be kept of a message: the queues of kept sessions that it goes into, its retained place, and where
-    /// it came from.
-    pub(super) fn stage(&self, message: &Arc<Message>, origin: Option<Origin>) -> Staged {
-        let found = self.subscriptions.targets(message.topic(), message.publisher);
-        self.stage_for(message, origin, false, found)
+    /// Everybody who gets a message.
+    pub(super) async fn targets(&self, message: &Message, turn: &mut Turn) -> Vec<Target> {
+        let (generation, mut matching) = (self.subscriptions.generation(), Matching::default());
+        loop {
+            let (topic, publisher) = (message.topic(), message.publisher);
+            turn.add(self.subscriptions.search(&mut matching, topic, publisher, turn.left()));
+            if matching.is_done {
+                return matching.targets;
+            }
+            turn.rest().await;
+            // Who has subscribed meanwhile was perhaps passed over, and shown the retained message that this one replaces.
+            if message.retain && self.subscriptions.generation() != generation {
+                return self.subscriptions.targets(topic, publisher);
+            }
+        }
     }
 
     /// Does with a message of another gateway what is done with one of here, for clients of this one. `shared` are the shared
     /// subscriptions that are this gateway's turn.
     pub(super) fn publish_from_peer(&self, message: &Arc<Message>, shared: &[&str]) {
-        let found = self.subscriptions.targets_from_peer(message.topic(), shared);
-        let staged = self.stage_for(message, None, true, found);
-        self.deliver(message, staged);
+        let targets = self.subscriptions.targets_from_peer(message.topic(), shared);
+        let mut staged = self.stage(message, None, true, targets);
+        self.deliver_to(message, &mut staged, usize::MAX);
     }
 
-    fn stage_for(
+    /// Records what is to be kept of a message: the queues of kept sessions that it goes into, its retained place, and where
+    /// it came from.
+    pub(super) fn stage(
         &self,
         message: &Arc<Message>,
         origin: Option<Origin>,
         is_from_peer: bool,
-        (targets, work): (Vec<Target>, usize),
+        targets: Vec<Target>,
     ) -> Staged {
         let topic = message.topic();
-        let mut staged = Staged { work, is_from_peer, ..Staged::default() };
-        let mut queued = Vec::new();
+        let mut staged = Staged { is_from_peer, ..Staged::default() };
+        let (mut reserved, mut queued) = (Vec::with_capacity(targets.len()), Vec::new());
         for target in targets {
             let qos = message.qos.min(target.qos);
             let seq = match target.session.reserve(message, qos) {
@@ -84,8 +96,9 @@ impl Broker {
                     shared: target.shared.clone(),
                 });
             }
-            staged.targets.push((target, seq));
+            reserved.push((target, seq));
         }
+        staged.targets = reserved.into_iter();
         // What counts only once the log has it is not shown to anybody before.
         let retains_now = message.retain && origin.is_none_or(|origin| origin.proof.is_none());
         let keeps_retained = message.retain && self.keeper.is_durable() && !is_reserved(topic);
@@ -127,14 +140,29 @@ impl Broker {
     }
 
     /// Queues a message for everybody whom it was staged for.
-    pub(super) fn deliver(&self, message: &Arc<Message>, staged: Staged) {
-        if message.retain && !staged.is_retained && self.retained.set(message.topic(), message).is_err() {
+    pub(super) async fn deliver(&self, message: &Arc<Message>, mut staged: Staged, turn: &mut Turn) {
+        loop {
+            let queued = self.deliver_to(message, &mut staged, turn.left());
+            turn.add(queued);
+            if staged.targets.len() == 0 {
+                return;
+            }
+            turn.rest().await;
+        }
+    }
+
+    /// Queues a message for the next `most` of those whom it was staged for; for how many it was.
+    fn deliver_to(&self, message: &Arc<Message>, staged: &mut Staged, most: usize) -> usize {
+        if message.retain
+            && !std::mem::replace(&mut staged.is_retained, true)
+            && self.retained.set(message.topic(), message).is_err()
+        {
             self.metrics.retained_refused.inc();
         }
-        let mut peers = Chosen::new();
-        for (target, seq) in staged.targets {
+        let waiting = staged.targets.len();
+        for (target, seq) in staged.targets.by_ref().take(most) {
             if is_peer(&target.session) {
-                add(&mut peers, target.session, target.shared);
+                add(&mut staged.peers, target.session, target.shared);
                 continue;
             }
             let retain = message.retain && target.retain_as_published;
@@ -147,16 +175,22 @@ impl Broker {
                 target.session.record_finished(seq);
             }
         }
-        if !peers.is_empty() || message.retain && !staged.is_from_peer {
+        let left = staged.targets.len();
+        let peers = std::mem::take(&mut staged.peers);
+        if left > 0 {
+            staged.peers = peers;
+        } else if !peers.is_empty() || message.retain && !staged.is_from_peer {
             self.send_to_peers(message, peers);
         }
+        waiting - left
     }
 
     /// Queues a message that is neither kept nor retained with the others.
     pub(super) fn show(&self, message: &Arc<Message>) {
-        let (targets, work) = self.subscriptions.targets(message.topic(), message.publisher);
-        let targets = targets.into_iter().map(|target| (target, 0)).collect();
-        self.deliver(message, Staged { targets, position: 0, is_retained: true, is_from_peer: false, work });
+        let targets = self.subscriptions.targets(message.topic(), message.publisher);
+        let targets = Vec::from_iter(targets.into_iter().map(|target| (target, 0))).into_iter();
+        let mut staged = Staged { targets, is_retained: true, ..Staged::default() };
+        self.deliver_to(message, &mut staged, usize::MAX);
     }
 
     /// Gives a message that a member of a shared subscription left behind to another member.

@@ -26,6 +26,7 @@ use super::signal::{SHUT_DOWN, Signal};
 use super::standing::Standing;
 use super::subscriptions::Wish;
 use super::topics::is_reserved;
+use super::turn::Turn;
 use crate::admission::{Principal, Role};
 use crate::bridge::{OneBridge, Outlet, Rules, Seen, Stamp, fingerprint};
 use crate::gateway::{Gateway, Registered};
@@ -453,7 +454,7 @@ pub(crate) async fn serve_far<S: AsyncRead + AsyncWrite + Unpin>(
         output: Output::new(output),
         intake: Lazy::default(),
         busy: false,
-        work: 0,
+        turn: Turn::default(),
         appended: false,
         aliases: None,
         deliverable: true,

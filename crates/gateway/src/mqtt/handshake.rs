@@ -19,6 +19,7 @@ use super::session::Session;
 use super::signal::{SHUT_DOWN, Signal};
 use super::standing::Standing;
 use super::topics::is_reserved;
+use super::turn::Turn;
 use super::will::Will;
 use crate::admission::{Credentials, Denied, Principal, Purpose, Role};
 use crate::gateway::{Gateway, Registered};
@@ -345,7 +346,7 @@ impl Admitted {
             output: Output::new(output),
             intake: Lazy::default(),
             busy: false,
-            work: 0,
+            turn: Turn::default(),
             aliases: Aliases::new(topic_alias_maximum),
             deliverable: true,
             retained_wanted: true,

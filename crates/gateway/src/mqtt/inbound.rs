@@ -6,7 +6,7 @@ use catchment_types::{Event, PartitionId, Timestamp};
 
 use super::acks::{Acks, Owed};
 use super::codec::{ProtocolError, Publish, QoS, Reason, Version, text};
-use super::connection::{Close, Connection, TURN_WORK_MAX, log_fault};
+use super::connection::{Close, Connection, log_fault};
 use super::fanout::Staged;
 use super::keep::{Keeper, Origin, Proof, Record};
 use super::lazy::Unused;
@@ -15,6 +15,10 @@ use super::topics::is_reserved;
 use crate::config::UnroutedAction;
 use crate::ingest::Batches;
 use crate::metrics::GatewayMetrics;
+
+/// So many nodes of the tree of subscriptions are looked at to know whether a topic is wanted. If that is not enough, its first
+/// message finds out, in turns.
+const WANTED_NODES_MAX: usize = 512;
 
 /// What to do with messages of a topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,7 +45,7 @@ pub(super) struct TopicCache {
     /// The routes by which this was found out.
     routes_generation: u64,
     verdict: Verdict,
-    /// Whether anybody subscribed to it, and at which generation of the subscriptions that was so.
+    /// Whether anybody may have subscribed to it, and at which generation of the subscriptions that was so.
     wanted: bool,
     wanted_generation: u64,
     /// Topics that stand behind the client's aliases, from 1.
@@ -110,6 +114,13 @@ impl TopicCache {
     /// Whether the client has given no alias, which would have to be known for as long as it is connected.
     pub(super) fn is_without_aliases(&self) -> bool {
         self.aliases.is_empty()
+    }
+
+    /// Nobody wants messages of this topic, as the subscriptions were at this generation.
+    fn note_unwanted(&mut self, topic: &str, generation: u64) {
+        if self.topic == topic {
+            (self.wanted, self.wanted_generation) = (false, generation);
+        }
     }
 
     /// Forgets what was found out, so that it is found out anew.
@@ -344,15 +355,16 @@ impl<S> Connection<S> {
         Ok(())
     }
 
-    /// Whether anybody subscribed to the topic of the cache.
+    /// Whether anybody may have subscribed to the topic of the cache.
     #[inline]
     fn is_wanted(&mut self) -> bool {
         let subscriptions = &self.broker.subscriptions;
         let generation = subscriptions.generation();
         if self.intake.topics.wanted_generation != generation {
             let nodes;
-            (self.intake.topics.wanted, nodes) = subscriptions.is_wanted(&self.intake.topics.topic);
-            self.work += nodes;
+            (self.intake.topics.wanted, nodes) =
+                subscriptions.is_wanted(&self.intake.topics.topic, WANTED_NODES_MAX);
+            self.turn.add(nodes);
             self.intake.topics.wanted_generation = generation;
         }
         self.intake.topics.wanted
@@ -397,15 +409,27 @@ impl<S> Connection<S> {
         for forward in forwards.drain(..) {
             if !self.intake.acks.was_refused(forward.append) {
                 let Forward { message, origin, staged, .. } = forward;
-                let staged = staged.unwrap_or_else(|| self.broker.stage(&message, origin));
+                let staged = match staged {
+                    Some(staged) => staged,
+                    None => self.stage(&message, origin).await,
+                };
                 self.recorded |= staged.position != 0 && message.qos != QoS::AtMostOnce;
                 self.appended |= staged.position != 0;
-                self.work += staged.work;
-                self.broker.deliver(&message, staged);
-                self.rest_after(TURN_WORK_MAX).await;
+                self.broker.deliver(&message, staged, &mut self.turn).await;
+                self.turn.rest().await;
             }
         }
         self.intake.forwards = forwards;
+    }
+
+    /// Finds those who get a message, and records what is to be kept of it.
+    async fn stage(&mut self, message: &Arc<Message>, origin: Option<Origin>) -> Staged {
+        let generation = self.broker.subscriptions.generation();
+        let targets = self.broker.targets(message, &mut self.turn).await;
+        if targets.is_empty() {
+            self.intake.topics.note_unwanted(message.topic(), generation);
+        }
+        self.broker.stage(message, origin, false, targets)
     }
 
     /// How a kept session's QoS 2 message is known to its publisher, and how it is found in the log if it goes there.
@@ -431,11 +455,13 @@ impl<S> Connection<S> {
         if !std::mem::take(&mut self.precommit) {
             return Ok(());
         }
-        for forward in &mut self.intake.forwards {
+        let mut forwards = std::mem::take(&mut self.intake.forwards);
+        for forward in &mut forwards {
             if forward.origin.is_some_and(|origin| origin.proof.is_some()) {
-                forward.staged = Some(self.broker.stage(&forward.message, forward.origin));
+                forward.staged = Some(self.stage(&forward.message, forward.origin).await);
             }
         }
+        self.intake.forwards = forwards;
         all_recorded(&self.broker.keeper).await
     }
 

@@ -36,11 +36,11 @@ mod standing;
 mod subscriptions;
 mod sys;
 mod topics;
+mod turn;
 mod will;
 
 pub(crate) use broker::Broker;
 pub use codec::QoS;
-pub(crate) use connection::TURN_WORK_MAX;
 pub(crate) use handshake::serve;
 pub(crate) use keep::fuzz;
 pub use keep::{KeepError, SessionStore};
@@ -51,9 +51,10 @@ pub use peers::{Learned, PeerMessage, RetainedChange};
 pub(crate) use pool::Pool;
 pub(crate) use retained::{Retained, RetainedLimits};
 pub(crate) use signal::{RECHECK, SHUT_DOWN, Signal};
-pub(crate) use subscriptions::{Subscriptions, Wish};
+pub(crate) use subscriptions::{Matching, Subscriptions, Target, Wish};
 pub(crate) use sys::publish_figures;
 pub(crate) use topics::{Filter, TopicLimits};
+pub(crate) use turn::Turn;
 pub(crate) use will::Will;
 
 pub(crate) use codec::{

@@ -4,8 +4,12 @@
 //! holds as long as [`Subscriptions::generation`] stays the same. Only messages that somebody wants are copied.
 //!
 //! The tree is bounded in bytes, by what its levels and subscribers take, not by their number: a filter of thirty levels that
-//! nobody else has costs thirty nodes. A topic of many levels may match very many filters with `+`; how many nodes an answer
-//! looked at is told with it, so that who asks can let others have their turn.
+//! nobody else has costs thirty nodes. A topic of many levels may lead past very many filters with `+`, so a search can be set
+//! aside and gone on with ([`Matching`]): who asks can let others have their turn.
+
+mod matching;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::ControlFlow;
@@ -19,6 +23,8 @@ use super::codec::QoS;
 use super::peers::{is_client, is_peer};
 use super::session::Session;
 use super::topics::{Filter, is_reserved};
+pub(crate) use matching::Matching;
+use matching::{Branch, Place, Walk};
 
 type Map<K, V> = HashMap<K, V, RandomState>;
 
@@ -203,48 +209,59 @@ impl Subscriptions {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// Whether anybody subscribed to this topic, and how many nodes were looked at.
-    pub(crate) fn is_wanted(&self, topic: &str) -> (bool, usize) {
-        let mut nodes = 0;
-        let found = |leaf: &Leaf, _| match leaf.is_empty() {
-            true => ControlFlow::Continue(()),
+    /// Whether anybody may have subscribed to this topic; it is not known of one that leads past more than `most` nodes. With
+    /// the number of those that were looked at.
+    pub(crate) fn is_wanted(&self, topic: &str, most: usize) -> (bool, usize) {
+        let mut walk = Walk::new(most, Vec::new());
+        let mut found = |leaf: &Leaf, _| match leaf.is_empty() {
+            true => ControlFlow::Continue(0),
             false => ControlFlow::Break(()),
         };
-        let wanted = self.len() > 0 && self.root.read().visit(topic, &mut nodes, &mut { found }).is_break();
-        (wanted, nodes)
+        let wanted = self.len() > 0 && self.root.read().visit(topic, &mut walk, &mut found).is_break();
+        (wanted, walk.looked_at)
     }
 
-    /// Everybody who gets a message of this topic from `publisher`, each once unless copies are asked for; and how many nodes
-    /// and subscribers were looked at.
-    pub(crate) fn targets(&self, topic: &str, publisher: u64) -> (Vec<Target>, usize) {
+    /// Everybody who gets a message of this topic from `publisher`, each once unless copies are asked for.
+    pub(crate) fn targets(&self, topic: &str, publisher: u64) -> Vec<Target> {
+        let mut matching = Matching::default();
+        self.search(&mut matching, topic, publisher, usize::MAX);
+        matching.targets
+    }
+
+    /// Goes on to search for them, past about `most` nodes and subscribers, and gives the number of those that were looked at. Who
+    /// subscribes or leaves between two calls may be among them or not.
+    pub(crate) fn search(&self, matching: &mut Matching, topic: &str, publisher: u64, most: usize) -> usize {
         let is_own =
             |subscriber: &Subscriber| subscriber.wish.no_local && subscriber.session.id() == publisher;
-        self.targets_of(topic, |subscriber| !is_own(subscriber), |group| group.choose(|_| true))
+        let may = |subscriber: &Subscriber| !is_own(subscriber);
+        self.go_on(matching, topic, most, may, |group| group.choose(|_| true))
     }
 
-    /// The same for a message of another gateway: clients of this one, and of shared subscriptions only those whose turn it is
-    /// here.
-    pub(crate) fn targets_from_peer(&self, topic: &str, shared: &[&str]) -> (Vec<Target>, usize) {
+    /// Everybody who gets a message of another gateway: clients of this one, and of shared subscriptions only those whose turn it
+    /// is here.
+    pub(crate) fn targets_from_peer(&self, topic: &str, shared: &[&str]) -> Vec<Target> {
         let is_here = |subscriber: &Subscriber| is_client(&subscriber.session);
         let choose = |group: &Group| shared.contains(&&*group.name).then(|| group.choose(is_here)).flatten();
-        self.targets_of(topic, is_here, choose)
+        let mut matching = Matching::default();
+        self.go_on(&mut matching, topic, usize::MAX, is_here, choose);
+        matching.targets
     }
 
-    fn targets_of(
+    fn go_on(
         &self,
+        matching: &mut Matching,
         topic: &str,
+        most: usize,
         may: impl Fn(&Subscriber) -> bool,
         choose: impl Fn(&Group) -> Option<Target>,
-    ) -> (Vec<Target>, usize) {
-        let mut targets = Vec::new();
-        let mut nodes = 0;
-        if self.len() == 0 {
-            return (targets, nodes);
+    ) -> usize {
+        matching.is_done = self.len() == 0;
+        if matching.is_done {
+            return 0;
         }
-        let mut subscribers = 0;
-        let mut places = Places::default();
+        let Matching { targets, places, aside, is_done } = matching;
+        let mut walk = Walk::new(most, std::mem::take(aside));
         let mut each = |leaf: &Leaf, named: bool| {
-            subscribers += leaf.single.len() + leaf.shared.len();
             for subscriber in leaf.single.values().filter(|subscriber| may(subscriber)) {
                 let session = subscriber.session.id();
                 let next = targets.len();
@@ -264,48 +281,11 @@ impl Subscriptions {
                 }
             }
             targets.extend(leaf.shared.values().filter_map(&choose));
-            ControlFlow::Continue(())
+            ControlFlow::Continue(leaf.single.len() + leaf.shared.len())
         };
-        // It goes on to the end.
-        let _ = self.root.read().visit(topic, &mut nodes, &mut each);
-        (targets, nodes + subscribers)
-    }
-}
-
-/// Where among the targets of a message a session is that gets it by filters of its own.
-#[derive(Clone, Copy)]
-struct Place {
-    /// The last one.
-    target: usize,
-    /// How many more it may get.
-    left: usize,
-}
-
-/// The places of all sessions: one session may have a thousand filters that match.
-#[derive(Default)]
-struct Places {
-    /// The first ones are looked through one by one.
-    few: Vec<(u64, Place)>,
-    more: Map<u64, Place>,
-}
-
-impl Places {
-    const FEW: usize = 8;
-
-    fn of(&mut self, session: u64) -> Option<&mut Place> {
-        match self.few.iter_mut().find(|(id, _)| *id == session) {
-            Some((_, place)) => Some(place),
-            None if self.more.is_empty() => None,
-            None => self.more.get_mut(&session),
-        }
-    }
-
-    fn add(&mut self, session: u64, place: Place) {
-        if self.few.len() < Self::FEW {
-            self.few.push((session, place));
-        } else {
-            self.more.insert(session, place);
-        }
+        *is_done = self.root.read().visit(topic, &mut walk, &mut each).is_continue();
+        *aside = walk.aside;
+        walk.looked_at
     }
 }
 
@@ -372,21 +352,22 @@ impl Node {
         }
     }
 
-    /// Calls `each` with the subscribers of every filter that matches, and whether it is the topic itself.
+    /// Calls `each` with the subscribers of every filter that matches, and whether it is the topic itself; it tells how many it
+    /// has looked at. Breaks off when it does, or when the walk has looked at as much as it may.
     fn visit(
         &self,
         topic: &str,
-        nodes: &mut usize,
-        each: &mut impl FnMut(&Leaf, bool) -> ControlFlow<()>,
+        walk: &mut Walk,
+        each: &mut impl FnMut(&Leaf, bool) -> ControlFlow<(), usize>,
     ) -> ControlFlow<()> {
         // `#` and `+` at the first level do not reach topics that start with `$`.
         if !is_reserved(topic) {
-            return self.descend(Some(topic), true, nodes, each);
+            return self.descend(Some(topic), true, walk, each);
         }
         let (level, rest) = split(topic);
         self.children
             .get(level)
-            .map_or(ControlFlow::Continue(()), |child| child.descend(rest, true, nodes, each))
+            .map_or(ControlFlow::Continue(()), |child| child.descend(rest, true, walk, each))
     }
 
     /// `topic`: the levels below this node; none when the topic ends here. `named`: no wildcard has led here. The filter that
@@ -395,22 +376,37 @@ impl Node {
         &self,
         topic: Option<&str>,
         named: bool,
-        nodes: &mut usize,
-        each: &mut impl FnMut(&Leaf, bool) -> ControlFlow<()>,
+        walk: &mut Walk,
+        each: &mut impl FnMut(&Leaf, bool) -> ControlFlow<(), usize>,
     ) -> ControlFlow<()> {
-        *nodes += 1;
+        let taken = walk.aside.pop();
+        if taken.is_none() {
+            walk.enter()?;
+        }
         match topic.map(split) {
-            None => each(&self.here, named)?,
+            None => walk.looked_at += each(&self.here, named)?,
             Some((level, rest)) => {
-                if let Some(child) = self.children.get(level) {
-                    child.descend(rest, named, nodes, each)?;
+                if taken != Some(Branch::Any)
+                    && let Some(child) = self.children.get(level)
+                {
+                    let below = child.descend(rest, named, walk, each);
+                    walk.note(Branch::Named, below)?;
+                } else if taken == Some(Branch::Named) {
+                    // What it had come to is gone.
+                    walk.aside.clear();
                 }
                 if let Some(child) = &self.any {
-                    child.descend(rest, false, nodes, each)?;
+                    let below = child.descend(rest, false, walk, each);
+                    walk.note(Branch::Any, below)?;
+                } else {
+                    walk.aside.clear();
                 }
             }
         }
-        self.rest.as_ref().map_or(ControlFlow::Continue(()), |leaf| each(leaf, false))
+        if let Some(leaf) = &self.rest {
+            walk.looked_at += each(leaf, false)?;
+        }
+        ControlFlow::Continue(())
     }
 
     /// The filters of clients, each with no more levels than `levels`. Breaks off when there are more than `max`.
@@ -574,6 +570,3 @@ impl Group {
         chosen.map(|member| member.target(Some(Arc::clone(&self.name))))
     }
 }
-
-#[cfg(test)]
-mod tests;

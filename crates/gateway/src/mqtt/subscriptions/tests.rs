@@ -24,8 +24,7 @@ fn filter(text: &str) -> Filter<'_> {
 }
 
 fn ids(subscriptions: &Subscriptions, topic: &str) -> Vec<u64> {
-    let mut ids: Vec<_> =
-        subscriptions.targets(topic, 0).0.iter().map(|target| target.session.id()).collect();
+    let mut ids: Vec<_> = subscriptions.targets(topic, 0).iter().map(|target| target.session.id()).collect();
     ids.sort_unstable();
     ids
 }
@@ -85,7 +84,7 @@ fn copies_of_one_message_have_a_bound() {
         let wish = Wish { subscription_id: number, ..WISH };
         assert_eq!(subscriptions.insert(filter(&levels.join("/")), &greedy, wish), Ok(true));
     }
-    let (targets, _) = subscriptions.targets("a/a/a/a/a/a", 0);
+    let targets = subscriptions.targets("a/a/a/a/a/a", 0);
     assert_eq!(targets.len(), COPIES_MAX);
     let mut told: Vec<_> = targets.iter().flat_map(|target| target.subscription_ids.clone()).collect();
     told.sort_unstable();
@@ -138,7 +137,7 @@ fn the_tree_agrees_with_the_rules_and_ends_empty() {
         let fits = |(id, filter): (usize, &String)| matches(filter, &topic).then_some(id as u64);
         let wanted: Vec<u64> = filters.iter().enumerate().filter_map(fits).collect();
         assert_eq!(ids(&subscriptions, &topic), wanted, "{topic}");
-        assert_eq!(subscriptions.is_wanted(&topic).0, !wanted.is_empty(), "{topic}");
+        assert_eq!(subscriptions.is_wanted(&topic, usize::MAX).0, !wanted.is_empty(), "{topic}");
     }
     for (id, text) in filters.iter().enumerate() {
         let generation = subscriptions.generation();
@@ -162,7 +161,7 @@ fn one_target_a_session() {
     let unlocal = Wish { no_local: true, ..WISH };
     assert_eq!(subscriptions.insert(filter("a/b"), &two, unlocal), Ok(true));
     assert_eq!(subscriptions.insert(filter("a/b"), &two, unlocal), Ok(false), "replaced");
-    let targets = subscriptions.targets("a/b", two.id()).0;
+    let targets = subscriptions.targets("a/b", two.id());
     assert_eq!(targets.len(), 1);
     assert_eq!((targets[0].qos, targets[0].retain_as_published), (QoS::ExactlyOnce, true));
     let mut found = targets[0].subscription_ids.clone();
@@ -208,15 +207,70 @@ fn bytes_are_bounded_and_given_back() {
     assert_eq!(subscriptions.insert(deep, &two, WISH), Ok(true), "the way is there already");
     assert!(subscriptions.remove(deep, 1) && subscriptions.remove(deep, 2));
     assert_eq!(subscriptions.bytes(), 0);
-    // Every level may be two ways; how many were gone is told.
-    let subscriptions = Subscriptions::new(false, usize::MAX);
+}
+
+#[test]
+fn what_was_looked_at_is_told_and_has_a_bound() {
+    // Every level may be two ways.
+    let (subscriptions, one) = (Subscriptions::new(false, usize::MAX), session(1));
     for bits in 0..256 {
         let levels: Vec<&str> = (0..8).map(|at| if bits >> at & 1 == 1 { "a" } else { "+" }).collect();
         subscriptions.insert(filter(&levels.join("/")), &one, WISH).unwrap();
     }
-    let (targets, work) = subscriptions.targets("a/a/a/a/a/a/a/a", 0);
-    assert_eq!((targets.len(), work), (1, 511 + 256));
-    assert_eq!(subscriptions.is_wanted("a/a/a/a/a/a/a/a"), (true, 9), "the first is enough");
+    let topic = "a/a/a/a/a/a/a/a";
+    let mut matching = Matching::default();
+    assert_eq!(subscriptions.search(&mut matching, topic, 0, usize::MAX), 511 + 256);
+    assert_eq!((matching.targets.len(), matching.is_done), (1, true));
+    let mut matching = Matching::default();
+    assert_eq!(subscriptions.search(&mut matching, topic, 0, 100), 100);
+    assert!(!matching.is_done);
+    assert_eq!(subscriptions.is_wanted(topic, 100), (true, 9), "the first is enough");
+    assert_eq!(subscriptions.is_wanted("a/a/a/a/a/a/a/a/a", 600), (false, 511));
+    assert_eq!(subscriptions.is_wanted("a/a/a/a/a/a/a/a/a", 100), (true, 100), "not known");
+}
+
+#[test]
+fn a_search_in_pieces_finds_the_same_whatever_changes_meanwhile() {
+    let mut random = StdRng::seed_from_u64(5);
+    let some = |random: &mut StdRng| {
+        let (mut parts, depth) = (Vec::new(), random.random_range(1..7));
+        parts.resize_with(depth, || ["a", "+", "b"][random.random_range(0..3)]);
+        if random.random_bool(0.2) {
+            parts.push("#");
+        }
+        parts.join("/")
+    };
+    for round in 0..300 {
+        let subscriptions = Subscriptions::new(round % 2 == 0, usize::MAX);
+        // The even ones stay, the odd ones come and go.
+        let filters: Vec<String> = (0..200).map(|_| some(&mut random)).collect();
+        let sessions: Vec<_> = (0..200).map(session).collect();
+        let insert = |id: usize| subscriptions.insert(filter(&filters[id]), &sessions[id], WISH).unwrap();
+        for id in (0..200).step_by(2) {
+            insert(id);
+        }
+        let topic = ["a/b/a/b", "a/a/a/a/a/a", "b"][round % 3];
+        let wanted = ids(&subscriptions, topic);
+
+        let mut matching = Matching::default();
+        let (most, mut calls) = (random.random_range(1..20), 0);
+        while !matching.is_done {
+            subscriptions.search(&mut matching, topic, 0, most);
+            calls += 1;
+            assert!(calls < 10_000, "it comes to its end");
+            for _ in 0..random.random_range(0..40) {
+                let id = random.random_range(0..100) * 2 + 1;
+                if !subscriptions.remove(filter(&filters[id]), id as u64) {
+                    insert(id);
+                }
+            }
+        }
+        let mut found: Vec<_> = matching.targets.iter().map(|target| target.session.id()).collect();
+        found.sort_unstable();
+        assert!(found.is_sorted_by(|a, b| a < b), "each once");
+        found.retain(|id| id % 2 == 0);
+        assert_eq!(found, wanted, "{topic}, {most} at a time");
+    }
 }
 
 #[test]
@@ -254,14 +308,14 @@ fn other_gateways_take_their_turn_and_no_more() {
     one.attach(Arc::new(signal), Duration::ZERO, None);
     let mut chosen: Vec<u64> = Vec::new();
     for _ in 0..10 {
-        let (targets, _) = subscriptions.targets("a", 0);
+        let targets = subscriptions.targets("a", 0);
         assert_eq!(targets.len(), 3, "each by itself, and one of the two as a member");
         chosen.extend(targets.iter().filter(|t| t.shared.is_some()).map(|t| t.session.id()));
     }
     assert_eq!(chosen.iter().filter(|&&id| id == 1).count(), 5);
     // What comes from there is for clients of here, and for the group only if it is said so.
     let from_peer = |shared: &[&str]| {
-        let (targets, _) = subscriptions.targets_from_peer("a", shared);
+        let targets = subscriptions.targets_from_peer("a", shared);
         targets.iter().map(|t| (t.session.id(), t.shared.is_some())).collect::<Vec<_>>()
     };
     assert_eq!(from_peer(&[]), [(1, false)]);
