@@ -1,8 +1,14 @@
 //! From a message to everybody who subscribed to its topic, in two steps: what is to be kept is recorded first, then the
 //! message is queued. In between its publisher may wait.
 
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
+
+use foldhash::fast::RandomState;
 
 use super::broker::{Attach, AttachError, Attached, Broker, ByClientId};
 use super::delivery::Delivery;
@@ -13,6 +19,13 @@ use super::session::{Place, Session};
 use super::subscriptions::{Matching, Target};
 use super::topics::is_reserved;
 use super::turn::Turn;
+
+/// Everybody who gets a message, as subscriptions were at this generation.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) targets: Vec<Target>,
+    pub(super) generation: u64,
+}
 
 /// Who gets a message, with what was recorded of it.
 #[derive(Debug, Default)]
@@ -25,42 +38,55 @@ pub(super) struct Staged {
     pub(super) position: u64,
     /// Whether the message has its place among the retained ones already.
     is_retained: bool,
-    /// Whether it came from another gateway, which has told all others.
-    is_from_peer: bool,
+    /// Whether other gateways have it already.
+    is_with_peers: bool,
+    /// See [`Found`].
+    generation: u64,
+    /// Of a retained message: the sessions among them.
+    reached: Vec<u64>,
+}
+
+impl Staged {
+    fn is_over(&self) -> bool {
+        self.targets.len() == 0
+    }
 }
 
 impl Broker {
     /// Keeps a retained message, and queues the message for everybody who subscribed to its topic. Others have their turn in
     /// between: there may be many who did.
     pub(crate) async fn publish(&self, message: &Arc<Message>, turn: &mut Turn) {
-        let targets = self.targets(message, turn).await;
-        let staged = self.stage(message, None, false, targets);
+        let found = self.find(message, turn).await;
+        let staged = self.stage(message, None, false, found);
         self.deliver(message, staged, turn).await;
     }
 
-    /// Everybody who gets a message.
-    pub(super) async fn targets(&self, message: &Message, turn: &mut Turn) -> Vec<Target> {
+    /// Finds everybody who gets a message.
+    pub(super) async fn find(&self, message: &Message, turn: &mut Turn) -> Found {
         let (generation, mut matching) = (self.subscriptions.generation(), Matching::default());
         loop {
             let (topic, publisher) = (message.topic(), message.publisher);
             turn.add(self.subscriptions.search(&mut matching, topic, publisher, turn.left()));
             if matching.is_done {
-                return matching.targets;
+                return Found { targets: matching.targets, generation };
             }
             turn.rest().await;
-            // Who has subscribed meanwhile was perhaps passed over, and shown the retained message that this one replaces.
-            if message.retain && self.subscriptions.generation() != generation {
-                return self.subscriptions.targets(topic, publisher);
-            }
         }
     }
 
     /// Does with a message of another gateway what is done with one of here, for clients of this one. `shared` are the shared
     /// subscriptions that are this gateway's turn.
     pub(super) fn publish_from_peer(&self, message: &Arc<Message>, shared: &[&str]) {
-        let targets = self.subscriptions.targets_from_peer(message.topic(), shared);
-        let mut staged = self.stage(message, None, true, targets);
+        let find = || {
+            let generation = self.subscriptions.generation();
+            Found { targets: self.subscriptions.targets_from_peer(message.topic(), shared), generation }
+        };
+        let mut staged = self.stage(message, None, true, find());
         self.deliver_to(message, &mut staged, usize::MAX);
+        if self.has_newcomers(message, &staged) {
+            let mut late = self.stage_for_newcomers(message, &staged, find());
+            self.deliver_to(message, &mut late, usize::MAX);
+        }
     }
 
     /// Records what is to be kept of a message: the queues of kept sessions that it goes into, its retained place, and where
@@ -70,34 +96,15 @@ impl Broker {
         message: &Arc<Message>,
         origin: Option<Origin>,
         is_from_peer: bool,
-        targets: Vec<Target>,
+        found: Found,
     ) -> Staged {
         let topic = message.topic();
-        let mut staged = Staged { is_from_peer, ..Staged::default() };
-        let (mut reserved, mut queued) = (Vec::with_capacity(targets.len()), Vec::new());
-        for target in targets {
-            let qos = message.qos.min(target.qos);
-            let seq = match target.session.reserve(message, qos) {
-                Place::Volatile => 0,
-                Place::Kept(seq) => seq,
-                Place::Full => {
-                    self.metrics.deliveries_dropped_full.inc();
-                    target.session.count_dropped();
-                    continue;
-                }
-            };
-            if seq != 0 {
-                queued.push(Queued {
-                    session: target.session.id(),
-                    seq,
-                    qos,
-                    retain: message.retain && target.retain_as_published,
-                    subscription_ids: target.subscription_ids.clone(),
-                    shared: target.shared.clone(),
-                });
-            }
-            reserved.push((target, seq));
+        let Found { targets, generation } = found;
+        let mut staged = Staged { is_with_peers: is_from_peer, generation, ..Staged::default() };
+        if message.retain {
+            staged.reached = targets.iter().map(|target| target.session.id()).collect();
         }
+        let (reserved, mut queued) = self.reserve(message, targets);
         staged.targets = reserved.into_iter();
         // What counts only once the log has it is not shown to anybody before.
         let retains_now = message.retain && origin.is_none_or(|origin| origin.proof.is_none());
@@ -105,16 +112,8 @@ impl Broker {
         let is_needed = !queued.is_empty() || origin.is_some();
         let mut record = |retained: bool| {
             if retained || is_needed {
-                let mut encoded = Vec::new();
-                message.encode(&mut encoded);
-                let (realm, queued) = (self.realm(), std::mem::take(&mut queued));
-                staged.position = self.keeper.append(&Record::Published {
-                    realm,
-                    retained,
-                    origin,
-                    message: &encoded,
-                    queued,
-                });
+                staged.position =
+                    self.record_published(message, retained, origin, std::mem::take(&mut queued));
             }
         };
         if retains_now {
@@ -139,12 +138,86 @@ impl Broker {
         staged
     }
 
-    /// Queues a message for everybody whom it was staged for.
-    pub(super) async fn deliver(&self, message: &Arc<Message>, mut staged: Staged, turn: &mut Turn) {
+    /// Reserves places in the queues of kept sessions. Gives those who get the message, and what is to be recorded of them.
+    fn reserve(&self, message: &Arc<Message>, targets: Vec<Target>) -> (Vec<(Target, u64)>, Vec<Queued>) {
+        let (mut reserved, mut queued) = (Vec::with_capacity(targets.len()), Vec::new());
+        for target in targets {
+            let qos = message.qos.min(target.qos);
+            let seq = match target.session.reserve(message, qos) {
+                Place::Volatile => 0,
+                Place::Kept(seq) => seq,
+                Place::Full => {
+                    self.metrics.deliveries_dropped_full.inc();
+                    target.session.count_dropped();
+                    continue;
+                }
+            };
+            if seq != 0 {
+                queued.push(Queued {
+                    session: target.session.id(),
+                    seq,
+                    qos,
+                    retain: message.retain && target.retain_as_published,
+                    subscription_ids: target.subscription_ids.clone(),
+                    shared: target.shared.clone(),
+                });
+            }
+            reserved.push((target, seq));
+        }
+        (reserved, queued)
+    }
+
+    /// Records a message, and gives where the record ends in the journal.
+    fn record_published(
+        &self,
+        message: &Message,
+        retained: bool,
+        origin: Option<Origin>,
+        queued: Vec<Queued>,
+    ) -> u64 {
+        let mut encoded = Vec::new();
+        message.encode(&mut encoded);
+        let realm = self.realm();
+        self.keeper.append(&Record::Published { realm, retained, origin, message: &encoded, queued })
+    }
+
+    /// Whether somebody has subscribed since a retained message's subscribers were looked for: he was perhaps shown the one before
+    /// it.
+    fn has_newcomers(&self, message: &Message, staged: &Staged) -> bool {
+        message.retain && self.subscriptions.generation() != staged.generation
+    }
+
+    /// The same for those who were not among those whom a message was staged for. Some have it by now, as retained.
+    fn stage_for_newcomers(&self, message: &Arc<Message>, staged: &Staged, mut found: Found) -> Staged {
+        let reached: HashSet<u64, RandomState> = staged.reached.iter().copied().collect();
+        found.targets.retain(|target| {
+            let is_own = target.shared.is_none() && !is_peer(&target.session);
+            is_own && !reached.contains(&target.session.id())
+        });
+        let (reserved, queued) = self.reserve(message, found.targets);
+        let position =
+            if queued.is_empty() { 0 } else { self.record_published(message, false, None, queued) };
+        let targets = reserved.into_iter();
+        Staged { targets, position, is_retained: true, is_with_peers: true, ..Staged::default() }
+    }
+
+    /// Queues a message for everybody whom it was staged for. Gives where the last record of it ends in the journal.
+    pub(super) async fn deliver(&self, message: &Arc<Message>, mut staged: Staged, turn: &mut Turn) -> u64 {
+        let mut position = staged.position;
+        self.deliver_in_turns(message, &mut staged, turn).await;
+        if self.has_newcomers(message, &staged) {
+            let found = self.find(message, turn).await;
+            let mut late = self.stage_for_newcomers(message, &staged, found);
+            position = position.max(late.position);
+            self.deliver_in_turns(message, &mut late, turn).await;
+        }
+        position
+    }
+
+    async fn deliver_in_turns(&self, message: &Arc<Message>, staged: &mut Staged, turn: &mut Turn) {
         loop {
-            let queued = self.deliver_to(message, &mut staged, turn.left());
-            turn.add(queued);
-            if staged.targets.len() == 0 {
+            turn.add(self.deliver_to(message, staged, turn.left()));
+            if staged.is_over() {
                 return;
             }
             turn.rest().await;
@@ -179,7 +252,7 @@ impl Broker {
         let peers = std::mem::take(&mut staged.peers);
         if left > 0 {
             staged.peers = peers;
-        } else if !peers.is_empty() || message.retain && !staged.is_from_peer {
+        } else if !peers.is_empty() || message.retain && !staged.is_with_peers {
             self.send_to_peers(message, peers);
         }
         waiting - left

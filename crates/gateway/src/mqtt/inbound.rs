@@ -413,9 +413,9 @@ impl<S> Connection<S> {
                     Some(staged) => staged,
                     None => self.stage(&message, origin).await,
                 };
-                self.recorded |= staged.position != 0 && message.qos != QoS::AtMostOnce;
-                self.appended |= staged.position != 0;
-                self.broker.deliver(&message, staged, &mut self.turn).await;
+                let position = self.broker.deliver(&message, staged, &mut self.turn).await;
+                self.recorded |= position != 0 && message.qos != QoS::AtMostOnce;
+                self.appended |= position != 0;
                 self.turn.rest().await;
             }
         }
@@ -424,12 +424,11 @@ impl<S> Connection<S> {
 
     /// Finds those who get a message, and records what is to be kept of it.
     async fn stage(&mut self, message: &Arc<Message>, origin: Option<Origin>) -> Staged {
-        let generation = self.broker.subscriptions.generation();
-        let targets = self.broker.targets(message, &mut self.turn).await;
-        if targets.is_empty() {
-            self.intake.topics.note_unwanted(message.topic(), generation);
+        let found = self.broker.find(message, &mut self.turn).await;
+        if found.targets.is_empty() {
+            self.intake.topics.note_unwanted(message.topic(), found.generation);
         }
-        self.broker.stage(message, origin, false, targets)
+        self.broker.stage(message, origin, false, found)
     }
 
     /// How a kept session's QoS 2 message is known to its publisher, and how it is found in the log if it goes there.
