@@ -50,7 +50,7 @@ pub use error::OpenError;
 use error::While;
 use partition::Partition;
 use queue::Queue;
-use writer::Writer;
+use writer::{Writer, block_bytes_max};
 
 use crate::{EventLog, LogError, LogStats, Pending, ReadBatch};
 
@@ -88,7 +88,7 @@ impl EmbeddedLog {
                 path.clone(),
                 recovered.segments.clone(),
                 recovered.next_offset,
-                Queue::new(config.queue_bytes_max),
+                Queue::new(config.queue_bytes_max, block_bytes_max(&config)),
                 config.cache_bytes_max,
                 config.backlog_bytes_max / u64::from(partitions),
             ));

@@ -1,8 +1,12 @@
 //! What waits for a partition's writer: bounded in bytes, one lock, one wake-up.
+//!
+//! Batches are joined to blocks as they come, which compress better and are read with less work. So their own memory, still in the
+//! processor's cache, is free for the next batch at once, and the writer copies nothing.
 
 use std::collections::VecDeque;
 use std::time::Instant;
 
+use bytes::Bytes;
 use catchment_types::{EventBatch, Offset};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::{Semaphore, oneshot};
@@ -11,13 +15,78 @@ use crate::{LogError, Pending};
 
 /// Memory of a submission besides its events, roughly: bounds many tiny ones.
 const OVERHEAD_BYTES: usize = 128;
+/// A batch of this size is a block by itself, without being copied.
+const SHARED_BYTES_MIN: usize = 256 << 10;
+/// Memory for blocks that is kept for the next ones.
+const SPARES_MAX: usize = 2;
 
-/// A batch on its way to disk, and who waits for it.
+/// Who waits for a batch that is on its way to disk.
 #[derive(Debug)]
-pub(super) struct Submission {
-    pub(super) batch: EventBatch,
-    pub(super) done: oneshot::Sender<Result<Offset, LogError>>,
+struct Submission {
+    events: u32,
+    bytes: usize,
     permits: u32,
+    done: oneshot::Sender<Result<Offset, LogError>>,
+}
+
+/// Batches that are one block.
+#[derive(Debug)]
+struct Block {
+    bytes: Memory,
+    events: u32,
+    submissions: usize,
+}
+
+#[derive(Debug)]
+enum Memory {
+    Joined(Vec<u8>),
+    /// Of a large batch.
+    Shared(Bytes),
+}
+
+impl Memory {
+    fn len(&self) -> usize {
+        match self {
+            Self::Joined(bytes) => bytes.len(),
+            Self::Shared(bytes) => bytes.len(),
+        }
+    }
+}
+
+/// What is written at once.
+#[derive(Debug, Default)]
+pub(super) struct Group {
+    submissions: Vec<Submission>,
+    blocks: Vec<Block>,
+    spares: Vec<Vec<u8>>,
+}
+
+impl Group {
+    /// Its encoded bytes.
+    pub(super) fn bytes(&self) -> usize {
+        self.submissions.iter().map(|submission| submission.bytes).sum()
+    }
+
+    /// Its blocks, for as long as readers want them.
+    pub(super) fn take_blocks(&mut self) -> Vec<EventBatch> {
+        let Self { blocks, spares, .. } = self;
+        let blocks = blocks.drain(..).filter(|block| block.events > 0);
+        let into_batch = |block: Block| {
+            let bytes = match block.bytes {
+                Memory::Shared(bytes) => bytes,
+                // Blocks stay in memory for readers: they hold on to little that they do not need.
+                Memory::Joined(bytes) if bytes.len() >= bytes.capacity() / 4 * 3 => bytes.into(),
+                Memory::Joined(mut bytes) => {
+                    let copy = Bytes::copy_from_slice(&bytes);
+                    bytes.clear();
+                    spares.push(bytes);
+                    copy
+                }
+            };
+            EventBatch::from_encoded(bytes, block.events)
+        };
+        blocks.map(into_batch).collect()
+    }
 }
 
 /// What woke the writer.
@@ -38,11 +107,16 @@ pub(super) struct Queue {
     wake: Condvar,
     room: Semaphore,
     bytes_max: u32,
+    /// Of batches that are joined.
+    block_bytes_max: usize,
 }
 
 #[derive(Debug, Default)]
 struct Waiting {
     submissions: VecDeque<Submission>,
+    /// Their events, in order.
+    blocks: VecDeque<Block>,
+    spares: Vec<Vec<u8>>,
     /// Of the submissions that are not done, those being written included.
     bytes: u64,
     writer_sleeps: bool,
@@ -51,9 +125,10 @@ struct Waiting {
 }
 
 impl Queue {
-    pub(super) fn new(bytes_max: u32) -> Self {
+    /// `bytes_max` may wait; batches are joined to blocks of at most `block_bytes_max`.
+    pub(super) fn new(bytes_max: u32, block_bytes_max: usize) -> Self {
         let room = Semaphore::new(bytes_max as usize);
-        Self { waiting: Mutex::default(), wake: Condvar::new(), room, bytes_max }
+        Self { waiting: Mutex::default(), wake: Condvar::new(), room, bytes_max, block_bytes_max }
     }
 
     /// Waits for room, then appends. A batch larger than the whole queue waits until it is empty.
@@ -70,7 +145,8 @@ impl Queue {
         }
         permit.forget();
         waiting.bytes += bytes as u64;
-        waiting.submissions.push_back(Submission { batch, done, permits });
+        waiting.submissions.push_back(Submission { events: batch.len(), bytes, permits, done });
+        waiting.join(&batch, self.block_bytes_max);
         let wake = std::mem::take(&mut waiting.writer_sleeps);
         drop(waiting);
         if wake {
@@ -81,7 +157,7 @@ impl Queue {
 
     /// Moves everything that waits into `group`, but at most `bytes_max` unless the first alone is larger. Waits for
     /// something to come until `deadline`.
-    pub(super) fn take(&self, group: &mut Vec<Submission>, bytes_max: usize, deadline: Instant) -> Taken {
+    pub(super) fn take(&self, group: &mut Group, bytes_max: usize, deadline: Instant) -> Taken {
         let mut waiting = self.waiting.lock();
         while waiting.submissions.is_empty() {
             if waiting.closed {
@@ -94,25 +170,29 @@ impl Queue {
             }
         }
         let mut bytes = 0;
-        let count = waiting.submissions.iter().take_while(|submission| {
+        let blocks = waiting.blocks.iter().take_while(|block| {
             let first = bytes == 0;
-            bytes += submission.batch.as_bytes().len();
+            bytes += block.bytes.len();
             first || bytes <= bytes_max
         });
-        let count = count.count();
-        group.extend(waiting.submissions.drain(..count));
+        let blocks = blocks.count();
+        let mut submissions = 0;
+        group.blocks.extend(waiting.blocks.drain(..blocks).inspect(|block| submissions += block.submissions));
+        group.submissions.extend(waiting.submissions.drain(..submissions));
+        waiting.spares.append(&mut group.spares);
+        waiting.spares.truncate(SPARES_MAX);
         Taken::Group
     }
 
     /// Completes a group: each submission with its first offset, or all with the same error. Makes room.
-    pub(super) fn complete(&self, group: &mut Vec<Submission>, mut result: Result<Offset, LogError>) {
-        let bytes: usize = group.iter().map(|submission| submission.batch.as_bytes().len()).sum();
-        let permits = group.iter().map(|submission| submission.permits as usize).sum();
-        self.waiting.lock().bytes -= bytes as u64;
-        for submission in group.drain(..) {
+    pub(super) fn complete(&self, group: &mut Group, mut result: Result<Offset, LogError>) {
+        let permits = group.submissions.iter().map(|submission| submission.permits as usize).sum();
+        self.waiting.lock().bytes -= group.bytes() as u64;
+        group.blocks.clear();
+        for submission in group.submissions.drain(..) {
             // A submitter that went away does not want to know.
             let _ = submission.done.send(result.clone());
-            result = result.map(|offset| offset + Offset::from(submission.batch.len()));
+            result = result.map(|offset| offset + Offset::from(submission.events));
         }
         self.room.add_permits(permits);
     }
@@ -132,7 +212,7 @@ impl Queue {
     /// Closes; those that are in are refused too. For a writer that goes.
     pub(super) fn abandon(&self) {
         self.close();
-        let mut group = self.waiting.lock().submissions.drain(..).collect();
+        let mut group = self.waiting.lock().take_all();
         self.complete(&mut group, Err(LogError::Closed));
     }
 
@@ -141,7 +221,7 @@ impl Queue {
         let mut group = {
             let mut waiting = self.waiting.lock();
             waiting.failed = Some(error.clone());
-            waiting.submissions.drain(..).collect()
+            waiting.take_all()
         };
         self.room.close();
         self.complete(&mut group, Err(error.clone()));
@@ -153,6 +233,36 @@ impl Queue {
 }
 
 impl Waiting {
+    /// Adds a batch to the last block, if it fits.
+    fn join(&mut self, batch: &EventBatch, block_bytes_max: usize) {
+        let (events, bytes) = (batch.len(), batch.as_bytes());
+        if bytes.len() >= SHARED_BYTES_MIN.min(block_bytes_max) {
+            return self.blocks.push_back(Block {
+                bytes: Memory::Shared(bytes.clone()),
+                events,
+                submissions: 1,
+            });
+        }
+        if let Some(block) = self.blocks.back_mut()
+            && let Memory::Joined(joined) = &mut block.bytes
+            && joined.len() + bytes.len() <= block_bytes_max
+        {
+            joined.extend_from_slice(bytes);
+            block.events += events;
+            block.submissions += 1;
+            return;
+        }
+        // Growing step by step would copy it once more.
+        let mut joined = self.spares.pop().unwrap_or_else(|| Vec::with_capacity(block_bytes_max));
+        joined.extend_from_slice(bytes);
+        self.blocks.push_back(Block { bytes: Memory::Joined(joined), events, submissions: 1 });
+    }
+
+    fn take_all(&mut self) -> Group {
+        self.blocks.clear();
+        Group { submissions: self.submissions.drain(..).collect(), ..Group::default() }
+    }
+
     fn refusal(&self) -> Option<LogError> {
         self.failed.clone().or_else(|| self.closed.then_some(LogError::Closed))
     }

@@ -6,15 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use catchment_types::{EventBatch, Offset, Timestamp};
+use catchment_types::{Offset, Timestamp};
 
 use super::config::LogConfig;
 use super::device::Device;
 use super::folder::Folder;
 use super::format::{BLOCK_BYTES_MAX, Encoder, HEADER_BYTES, Header};
 use super::partition::Partition;
-use super::queue::{Submission, Taken};
+use super::queue::{Group, Taken};
 use super::recovery::Recovered;
 use super::retention::Retention;
 use super::segment::Segment;
@@ -26,10 +25,18 @@ const GROUP_BYTES_MAX: usize = 4 << 20;
 /// A file grows by this much at once; the zeros are written out with the group that needed them.
 const GROW_BYTES: u64 = 4 << 20;
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
-/// A submission of this size becomes a block without being copied.
-const SHARED_BYTES_MIN: usize = 256 << 10;
 /// How often retention looks at an idle partition.
 const RETENTION_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Encoded bytes that are written at once; several times as many fit into a segment.
+fn group_bytes_max(config: &LogConfig) -> usize {
+    GROUP_BYTES_MAX.min((config.segment_bytes / 8) as usize)
+}
+
+/// Encoded bytes of a block, unless one batch alone has more.
+pub(super) fn block_bytes_max(config: &LogConfig) -> usize {
+    BLOCK_BYTES_MAX.min(group_bytes_max(config))
+}
 
 /// A partition's writer.
 pub(super) struct Writer {
@@ -73,7 +80,7 @@ impl Writer {
             retention: Retention::new(&config),
             encoder: Encoder::new(config.compression),
             placed: Vec::new(),
-            group_bytes_max: GROUP_BYTES_MAX.min((config.segment_bytes / 8) as usize),
+            group_bytes_max: group_bytes_max(&config),
             partition,
             device,
             folder: recovered.folder,
@@ -90,7 +97,7 @@ impl Writer {
     /// Works until the queue is closed and empty.
     pub(super) fn run(mut self) {
         let _closing = Closing(self.partition.clone());
-        let mut group = Vec::new();
+        let mut group = Group::default();
         loop {
             let deadline = self.sync_due.map_or(self.retention_due, |due| due.min(self.retention_due));
             let taken = self.partition.queue.take(&mut group, self.group_bytes_max, deadline);
@@ -113,20 +120,25 @@ impl Writer {
     }
 
     /// Waits for more to come into the group, if configured.
-    fn linger(&self, group: &mut Vec<Submission>) {
+    fn linger(&self, group: &mut Group) {
         if self.config.linger_us > 0 {
             std::thread::sleep(Duration::from_micros(self.config.linger_us.into()));
-            let bytes = group.iter().map(|submission| submission.batch.as_bytes().len()).sum();
-            let room = self.group_bytes_max.saturating_sub(bytes);
+            let room = self.group_bytes_max.saturating_sub(group.bytes());
             self.partition.queue.take(group, room, Instant::now());
         }
     }
 
     /// Writes a group and completes it. `Err` only if the device failed; the group is still to be completed then.
-    fn commit(&mut self, group: &mut Vec<Submission>) -> io::Result<()> {
+    fn commit(&mut self, group: &mut Group) -> io::Result<()> {
         // What the sinks have is never given away anew, even if the log lost its end (not synced, or damaged).
         self.next_offset = self.next_offset.max(self.partition.released());
-        let blocks = into_blocks(group, self.next_offset);
+        let mut first_offset = self.next_offset;
+        let place = |events| {
+            let block = EventBlock { first_offset, events };
+            first_offset = block.end_offset();
+            block
+        };
+        let blocks: Vec<_> = group.take_blocks().into_iter().map(place).collect();
         match self.write(&blocks) {
             Ok(()) => self.tell_room(true),
             Err(GroupError::Full) => {
@@ -288,7 +300,7 @@ impl Writer {
     }
 
     /// Refuses everything until the log is closed.
-    fn fail(&self, group: &mut Vec<Submission>, error: &io::Error) {
+    fn fail(&self, group: &mut Group, error: &io::Error) {
         let path = self.active.path().to_owned();
         tracing::error!(file = %path.display(), %error, "the event log failed: the partition refuses work until a restart");
         let error = LogError::Failed { path, message: error.to_string() };
@@ -314,36 +326,4 @@ impl Drop for Closing {
         self.0.queue.abandon();
         self.0.set_closed();
     }
-}
-
-/// Joins submissions to blocks of at most [`BLOCK_BYTES_MAX`], which compress better and are read with less work. Only
-/// a large submission shares its memory with its block: the block stays in memory for readers, and a small one would
-/// hold on to a buffer many times its size.
-fn into_blocks(group: &[Submission], first_offset: Offset) -> Vec<EventBlock> {
-    let mut blocks = Vec::new();
-    let mut rest = group;
-    let mut first_offset = first_offset;
-    while let Some(first) = rest.first() {
-        let mut bytes = 0;
-        let joined = rest.iter().take_while(|submission| {
-            bytes += submission.batch.as_bytes().len();
-            bytes <= BLOCK_BYTES_MAX
-        });
-        let (now, later) = rest.split_at(joined.count().max(1));
-        rest = later;
-        let events = if now.len() == 1 && first.batch.as_bytes().len() >= SHARED_BYTES_MIN {
-            first.batch.clone()
-        } else {
-            let parts = || now.iter().map(|submission| submission.batch.as_bytes());
-            let mut joined = Vec::with_capacity(parts().map(Bytes::len).sum());
-            parts().for_each(|part| joined.extend_from_slice(part));
-            EventBatch::from_encoded(joined.into(), now.iter().map(|submission| submission.batch.len()).sum())
-        };
-        if !events.is_empty() {
-            let block = EventBlock { first_offset, events };
-            first_offset = block.end_offset();
-            blocks.push(block);
-        }
-    }
-    blocks
 }
